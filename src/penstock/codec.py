@@ -1,0 +1,162 @@
+"""Bodies: Python values to bytes and back.
+
+Bytes stay bytes, text is UTF-8, everything else is JSON. The `content-type` header says which; where
+a foreign publisher left it out, the body is JSON if it parses as JSON and bytes otherwise.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import msgspec.inspect
+
+from penstock.errors import InvalidMessage, Unencodable, one_line
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+BYTES = "application/octet-stream"
+
+CONTENT_TYPE = "content-type"
+CONTENT_ENCODING = "content-encoding"
+
+_JSON_HEADERS: Mapping[str, str] = {CONTENT_TYPE: JSON}
+
+Decode = Callable[[bytes, Mapping[str, Any], int], Any]
+
+
+def _foreign(value: Any) -> Any:
+    """What msgspec does not know: pydantic models say themselves as plain data."""
+    dump = getattr(value, "model_dump", None)
+    if callable(dump):
+        return dump(mode="json")
+    raise TypeError(f"cannot be sent: {type(value).__module__}.{type(value).__qualname__} has no JSON form")
+
+
+_json_encoder = msgspec.json.Encoder(enc_hook=_foreign)
+_json_decoder = msgspec.json.Decoder()
+
+
+def encode(body: Any, headers: Mapping[str, Any] | None = None) -> tuple[bytes, Mapping[str, Any]]:
+    """The bytes of a body and the headers that describe it.
+
+    :raises Unencodable: a value without a JSON form.
+    """
+    kind = type(body)
+    if kind is bytes or kind is bytearray or kind is memoryview:
+        data, content_type = bytes(body), BYTES
+    elif kind is str:
+        try:
+            data, content_type = body.encode(), TEXT
+        except UnicodeEncodeError as error:
+            raise Unencodable(f"text that is not valid Unicode: {one_line(error)}") from None
+    else:
+        try:
+            data, content_type = _json_encoder.encode(body), JSON
+        except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+            raise Unencodable(" ".join(str(error).split()) or type(error).__name__) from None
+        if not headers:
+            return data, _JSON_HEADERS
+    if headers and CONTENT_TYPE in headers:
+        return data, headers
+    return data, {**(headers or {}), CONTENT_TYPE: content_type}
+
+
+def decode(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
+    """The value of a received body, as its headers declare it.
+
+    `limit` is the ceiling of the decompressed size in bytes.
+
+    :raises InvalidMessage: declared JSON that does not parse, text that is not in its charset, a bad
+        or oversize compressed body.
+    """
+    content_type = headers.get(CONTENT_TYPE)
+    if CONTENT_ENCODING in headers:
+        raw = decompress(raw, headers, limit)
+    if content_type == JSON:
+        return _parse(raw)
+    if content_type is None:
+        try:
+            return _parse(raw)
+        except InvalidMessage:
+            return raw
+    main, _, parameters = str(content_type).partition(";")
+    main = main.strip().lower()
+    if main == JSON or main.endswith("+json"):
+        return _parse(raw)
+    if main.startswith("text/"):
+        return _text(raw, parameters)
+    return raw
+
+
+def typed(kind: Any) -> Decode:
+    """A decoder of JSON bodies into `kind`: a dataclass, TypedDict, msgspec Struct, pydantic model or
+    any type that msgspec can validate.
+
+    :raises TypeError: bodies cannot be decoded into `kind`.
+    :raises InvalidMessage: from the decoder, when a body does not fit.
+    """
+    validate_json = getattr(kind, "model_validate_json", None)
+    if callable(validate_json):
+        parse: Callable[[bytes], Any] = validate_json
+    elif isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):
+        raise TypeError(f"{kind!r} is not a type that JSON can be validated against")
+    else:
+        parse = msgspec.json.Decoder(kind).decode
+
+    def decode_typed(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
+        if CONTENT_ENCODING in headers:
+            raw = decompress(raw, headers, limit)
+        try:
+            return parse(raw)
+        except Exception as error:  # msgspec's, pydantic's, and whatever the type's own checks raise
+            raise InvalidMessage(one_line(error)) from None
+
+    return decode_typed
+
+
+def decompress(raw: bytes, headers: Mapping[str, Any], limit: int) -> bytes:
+    """The body behind `content-encoding`, never unpacking more than `limit` bytes.
+
+    :raises InvalidMessage: an unknown encoding, broken data, or more than `limit` bytes.
+    """
+    encoding = str(headers[CONTENT_ENCODING]).strip().lower()
+    if encoding in ("", "identity"):
+        return raw
+    if encoding != "gzip":
+        raise InvalidMessage(f"content-encoding {encoding!r} is not known")
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        data = unpacker.decompress(raw, limit + 1)
+    except zlib.error as error:
+        raise InvalidMessage(f"broken gzip body: {error}") from None
+    if len(data) > limit:
+        raise InvalidMessage(f"body unpacks to more than the ceiling of {limit} bytes (max_body)")
+    if not unpacker.eof:
+        raise InvalidMessage("broken gzip body: it ends too early")
+    if unpacker.unused_data:  # half a body would be worse than none, and a million tiny parts a trap
+        raise InvalidMessage("gzip body of several parts: send it as one")
+    return data
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return _json_decoder.decode(raw)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise InvalidMessage(f"not JSON: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InvalidMessage("not JSON: nested too deeply") from None
+
+
+def _text(raw: bytes, parameters: str) -> str:
+    charset = "utf-8"
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            charset = value.strip().strip('"')
+    try:
+        return raw.decode(charset)
+    except (LookupError, ValueError) as error:
+        raise InvalidMessage(f"not text: {' '.join(str(error).split())}") from None

@@ -1,0 +1,124 @@
+"""Every error a user can meet. One condition, one class; the message is one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+
+class PenstockError(Exception):
+    """The root of Penstock's own errors."""
+
+
+class ConfigError(PenstockError, ValueError):
+    """A URL, an option, a key or a value that cannot be used."""
+
+
+class DeclarationError(PenstockError, TypeError):
+    """A handler or a route that could never work as declared."""
+
+
+class DuplicateQueue(DeclarationError):
+    """A queue that another handler of the same app already owns."""
+
+    def __init__(self, queue: str, owner: str) -> None:
+        self.queue = queue
+        super().__init__(f"queue {queue!r} already belongs to {owner}")
+
+
+class Unsupported(PenstockError):
+    """Something that this message system cannot do, and that Penstock cannot supply for it."""
+
+
+class BrokerError(PenstockError):
+    """The message system could not do what was asked."""
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """The message system cannot be reached or cannot write at the moment; trying again may work."""
+
+
+class BrokerRefused(BrokerError):
+    """The message system will not have us (credentials, no such file, not its format): trying again is no use."""
+
+
+class QueueMismatch(BrokerError):
+    """A queue that exists with properties that contradict the declared ones."""
+
+
+class PublishError(BrokerError):
+    """Messages that the broker did not take.
+
+    `failed` maps the index of each refused message to its error; the others are stored.
+    """
+
+    def __init__(self, message: str = "", failed: Mapping[int, PublishError] | None = None) -> None:
+        self.failed: dict[int, PublishError] = dict(failed or {})
+        super().__init__(message)
+
+
+class Unroutable(PublishError):
+    """A name to which no queue is bound: nobody would ever get the message."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"no queue is bound to {name!r}: start its consumer once, or check the name")
+
+
+class QueueFull(PublishError):
+    """A queue at its declared length."""
+
+    def __init__(self, queue: str, limit: int) -> None:
+        self.queue, self.limit = queue, limit
+        super().__init__(f"queue {queue!r} holds its limit of {limit} messages")
+
+
+class StorageFull(PublishError):
+    """The broker has no room to write; what it has confirmed is intact."""
+
+
+class PublishTimeout(PublishError, TimeoutError):
+    """The broker did not confirm in time; whether it has the message is not known."""
+
+
+class BodyTooLarge(PublishError, ValueError):
+    """A body over `max_body`."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size, self.limit = size, limit
+        super().__init__(f"body of {size} bytes is over the ceiling of {limit} bytes (max_body)")
+
+
+class Unencodable(PublishError, TypeError):
+    """A body that is neither bytes, nor text, nor something that JSON can say."""
+
+
+class InvalidMessage(PenstockError, ValueError):
+    """A received body that cannot be decoded or does not fit the handler's type."""
+
+
+class Unavailable(PenstockError):
+    """Raise this in a handler when what it writes to is away.
+
+    The route pauses with backoff, the messages stay in their queue and no attempt is counted.
+    """
+
+
+def near(word: str, known: Iterable[str], likeness: float = 0.5) -> str:
+    """` (did you mean 'x'?)` for the known word nearest to `word`, or nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def one_line(error: BaseException) -> str:
+    """An error as a single line: `Type: message`. Never fails, whatever the error."""
+    try:
+        text = printable(" ".join(str(error).split()))
+    except Exception:
+        text = "(it cannot say itself)"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Text that can be encoded: a lone surrogate, as in a file name that is not UTF-8, is written as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()
