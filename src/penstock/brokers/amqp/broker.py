@@ -1,0 +1,155 @@
+"""The contract on RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from penstock.brokers.amqp import topology, wire
+from penstock.brokers.amqp.admin import AmqpAdmin
+from penstock.brokers.amqp.inbox import AmqpInbox
+from penstock.brokers.amqp.link import CONNECT_TIMEOUT, Link
+from penstock.brokers.amqp.publisher import LARGEST_HEADERS, Publisher
+from penstock.brokers.amqp.subscription import AmqpSubscription
+from penstock.brokers.base import Capabilities, OnLost, Queue
+from penstock.config import URL, parse_url
+from penstock.errors import ConfigError, PublishError, Unsupported
+from penstock.message import Outgoing
+
+log = logging.getLogger("penstock.amqp")
+
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+
+_OPTIONS = {"queue_type": str, "heartbeat": int, "consumer_timeout": float, "timeout": float, "vhost": str}
+_DRIVER_OPTIONS = ("auth", "cadata", "cafile", "capath", "certfile", "keyfile", "name", "no_verify_ssl")
+_HEARTBEATS = range(1, 65_535)  # 0 would mean none: a dead line would never be noticed
+
+
+class AmqpBroker:
+    """`amqp://user:password@host:5672/vhost`, `amqps://…`.
+
+    Options by URL query: `queue_type` (`quorum` or `classic`, of the queues it makes), `heartbeat` (10
+    seconds), `timeout` (10 seconds for a connection), `consumer_timeout` (the server's, in seconds, if it
+    is not 1800), and the driver's own: `cafile`, `certfile`, `keyfile`, `no_verify_ssl`, `auth`, `name`, ….
+    """
+
+    def __init__(self, url: str, *, vhost: str | None = None) -> None:
+        parts = parse_url(url)
+        options = parts.options({**_OPTIONS, **dict.fromkeys(_DRIVER_OPTIONS, str)}, parts.scheme)
+        self.queue_type = options.get("queue_type", "quorum")
+        if self.queue_type not in ("quorum", "classic"):
+            raise ConfigError(f"queue_type must be quorum or classic, not {self.queue_type!r}")
+        options.setdefault("heartbeat", 10)
+        if options["heartbeat"] not in _HEARTBEATS:
+            raise ConfigError(f"heartbeat must be 1 to {_HEARTBEATS[-1]} seconds, not {options['heartbeat']}")
+        timeout = options.get("timeout", CONNECT_TIMEOUT)
+        driver_url = _driver_url(parts, vhost if vhost is not None else options.get("vhost"), options)
+        # One connection each: the server stops reading from publishers when it is short of memory.
+        self.publishing = Link(driver_url, url, timeout)
+        self.consuming = Link(driver_url, url, timeout)
+        self.queues: dict[str, Queue] = {}
+        """Those declared here, by name."""
+        self.publisher = Publisher(self.publishing, self.queues)
+        self.capabilities = Capabilities(
+            durable=True,
+            atomic_move=False,
+            atomic_publish=False,
+            fenced=False,
+            max_lease=options.get("consumer_timeout", 1800.0),
+            priorities=topology.MOST_LEVELS,
+            delay=True,
+            expiry=True,
+            ordered=False,
+            topics=True,
+            browse=False,
+            pause=False,
+            lists=False,
+            sees_delayed=False,
+            exact_length=False,
+        )
+        self._subscriptions: list[AmqpSubscription] = []
+        self._inboxes: list[AmqpInbox] = []
+
+    @property
+    def admin(self) -> AmqpAdmin:
+        return AmqpAdmin(self)
+
+    async def open(self) -> None:
+        await self.publisher.channel()
+
+    async def close(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.stop()  # none of them takes what another one gives back
+        await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
+        for inbox in self._inboxes:
+            await inbox.close()
+        self._inboxes.clear()
+        await self.consuming.close()
+        await self.publishing.close()
+
+    async def declare(self, queue: Queue) -> None:
+        if queue.ordered:
+            raise Unsupported("RabbitMQ keeps no order by key: ordered=True needs sqlite or memory")
+        topology.check(queue)
+        complaint = await topology.ensure_queue(self.publishing, queue, self.queue_type)
+        if complaint is not None and self.queues.get(queue.name) != queue:
+            log.warning("queue %r exists with other arguments and is used as it is: %s", queue.name, complaint)
+        self.queues[queue.name] = queue
+
+    async def revive(self, name: str) -> None:
+        """Make sure that a queue is there to be consumed: one of ours may have gone with a node, or been deleted.
+
+        On the connection for consuming, which the server still reads from when it is short of memory.
+
+        :raises BrokerUnavailable: it is not there, and was not declared here.
+        """
+        queue = self.queues.get(name)
+        if queue is None:
+            await topology.look_for(self.consuming, name)
+        else:
+            await topology.ensure_queue(self.consuming, queue, self.queue_type)
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        return await self.publisher.publish(messages)
+
+    async def broadcast(self, message: Outgoing) -> None:
+        channel = await self.publisher.channel()
+        properties = wire.to_properties(message, message.topic, topology.MOST_LEVELS, room=LARGEST_HEADERS)
+        with self.publishing.guard():
+            await channel.basic_publish(
+                message.body, exchange=topology.BROADCAST, routing_key=message.topic, properties=properties
+            )
+
+    def inbox(self) -> AmqpInbox:
+        inbox = AmqpInbox(self)
+        self._inboxes.append(inbox)
+        return inbox
+
+    def subscribe(
+        self, queues: Sequence[Queue], *, prefetch: int, lease: float, on_lost: OnLost, ahead: bool = True
+    ) -> AmqpSubscription:
+        names = [queue.name for queue in queues]
+        subscription = AmqpSubscription(self, names, prefetch, on_lost, ahead)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def forget(self, subscription: AmqpSubscription) -> None:
+        """It is closed."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+
+def _driver_url(parts: URL, vhost: str | None, options: dict[str, Any]) -> str:
+    name = parts.path[1:] if vhost is None else vhost.strip("/")
+    user, password = parts.user or "guest", parts.password or "guest"
+    query = {key: options[key] for key in _DRIVER_OPTIONS if key in options}
+    query["heartbeat"] = options["heartbeat"]
+    host = parts.host or "127.0.0.1"
+    port = parts.port or DEFAULT_PORTS[parts.scheme]
+    return (
+        f"{parts.scheme}://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{port}"
+        f"/{quote(name or '/', safe='')}?{urlencode(query)}"
+    )

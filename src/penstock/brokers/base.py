@@ -1,0 +1,281 @@
+"""The broker contract: all that an adapter promises and all that the engine relies on.
+
+It is built around two facts: settlement is a batch, and *move* is the one primitive behind retry,
+delay, dead letter and replay. An adapter stores and hands over; every state transition is decided in
+`penstock.delivery`. `penstock.testing.conformance` holds an adapter to each sentence below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import msgspec
+
+from penstock.errors import PublishError
+from penstock.message import Delivery, Outgoing
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a message system can do. Read by the engine, asserted by the conformance suite."""
+
+    durable: bool
+    """A confirmed message survives the death of every process and a power cut."""
+    atomic_move: bool
+    """`Move` happens whole or not at all; else it may leave the message twice, with the same id."""
+    atomic_publish: bool
+    """A `publish()` of many is stored whole or not at all (but for refusals it reports)."""
+    fenced: bool
+    """A late settlement of a delivery that was given to another is refused by the system itself."""
+    max_lease: float | None
+    """Seconds for which a live consumer may hold a message at most; None: as long as it lives."""
+    priorities: int
+    """How many priority levels are told apart; 0: none."""
+    delay: bool
+    """`Outgoing.delay` and `Release.delay` wait in the system."""
+    expiry: bool
+    """The system itself drops what nobody took by `Outgoing.expires_at`."""
+    ordered: bool
+    """`Queue.ordered`: messages of one key are handed out one after another, in publishing order."""
+    topics: bool
+    """A queue can be bound to names beside its own."""
+    browse: bool
+    """`Admin.browse` shows messages without taking them."""
+    pause: bool
+    """`Admin.pause` stops a queue for every consumer of the system."""
+    lists: bool
+    """`Admin.inspect` knows every queue; else those declared on the same connection, or asked for by name."""
+    sees_delayed: bool
+    """`Admin.inspect` counts and `Admin.purge` removes what is under a delay; else that waits elsewhere, unseen."""
+    exact_length: bool
+    """`Queue.max_length` is never exceeded, what consumers hold counts, and what one queue refuses reaches none.
+    Else it is a brake: publishing far beyond it answers `QueueFull`."""
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """A named durable subscription, bound to its own name and to its `topics`."""
+
+    name: str
+    topics: tuple[str, ...] = ()
+    priorities: int = 0
+    """Levels asked for; systems that order by priority anyway ignore it."""
+    ordered: bool = False
+    lane_of: str | None = None
+    """The queue beside which this one runs: its messages keep the key order of that queue."""
+    max_length: int | None = None
+    """Messages it may hold, beyond which `publish` answers `QueueFull`; None: no ceiling."""
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """Done: remove it."""
+
+    delivery: Delivery
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Give it back unchanged, to be received again after `delay` seconds."""
+
+    delivery: Delivery
+    delay: float = 0.0
+
+
+class Move(msgspec.Struct, frozen=True):
+    """Take it out of its queue and put `message` into exactly the queue `to`, which is declared.
+
+    Moving within a queue keeps the message's place among those of its key.
+    """
+
+    delivery: Delivery
+    to: str
+    message: Outgoing
+
+
+Settlement: TypeAlias = Ack | Release | Move
+
+OnLost: TypeAlias = Callable[[Sequence[Delivery]], None]
+
+
+class Subscription(Protocol):
+    """One consumer of some queues. Not shared between event loops."""
+
+    @property
+    def consuming(self) -> bool:
+        """Whether messages would arrive now if there were any."""
+        ...
+
+    async def receive(self, limit: int, wait: float) -> list[Delivery]:
+        """Up to `limit` messages, as soon as there is one; an empty list after `wait` seconds.
+
+        At most `prefetch` are ever held unsettled. Cancelling loses nothing: what was taken for a
+        cancelled call comes with the next one, or is released on close.
+
+        :raises BrokerUnavailable: call again later; re-subscribing is the adapter's business.
+        :raises BrokerRefused: it is no use to call again.
+        """
+        ...
+
+    async def settle(self, items: Sequence[Settlement]) -> Sequence[Delivery]:
+        """Carry out all of `items`; returns the deliveries that were no longer ours (nothing was done
+        to those). When it returns, the outcome is as durable as the system is.
+
+        :raises BrokerUnavailable: what was done is not known; settling the same items again is safe.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Stop consuming and release what is held, uncounted. Idempotent; wakes a blocked `receive`."""
+        ...
+
+
+class Inbox(Protocol):
+    """What reaches only those who live: broadcasts. Nothing in it is stored, settled or sent again."""
+
+    async def listen(self, topics: frozenset[str]) -> None:
+        """Hear what is broadcast to these topics from now on, and to no others. When it returns, it is so.
+
+        :raises BrokerUnavailable: call again later.
+        """
+        ...
+
+    async def receive(self, wait: float) -> list[Delivery]:
+        """What has come in, as soon as there is something; an empty list after `wait` seconds. Cancel-safe.
+
+        What is broadcast while the system cannot be reached, or past `INBOX_SIZE` that nobody fetches,
+        is not heard.
+
+        :raises BrokerUnavailable: call again later; listening again is the adapter's business.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Hear nothing more. Idempotent; wakes a blocked `receive`."""
+        ...
+
+
+INBOX_SIZE = 10_000
+"""Messages an inbox keeps for whoever is slow to fetch them; the oldest are dropped first."""
+
+
+class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue as the system sees it; None: it cannot say."""
+
+    name: str
+    ready: int | None
+    """Waiting; with those under a delay where `capabilities.sees_delayed`."""
+    unsettled: int | None
+    """In the hands of consumers."""
+    consumers: int | None
+    oldest: float | None
+    """`enqueued_at` of the oldest waiting message, in Unix seconds."""
+    paused: bool = False
+    expired: int | None = 0
+    """Messages dropped by expiry so far."""
+    discarded: int | None = 0
+    """Messages removed by `purge` so far."""
+    bindings: tuple[str, ...] | None = ()
+
+
+class Admin(Protocol):
+    """Optional: what an operator may look at and do. Nothing here takes part in delivery.
+
+    What a system cannot do (`capabilities.browse`, `capabilities.pause`) raises `Unsupported`.
+    """
+
+    async def inspect(self, names: Sequence[str] | None = None) -> Sequence[QueueInfo]:
+        """Queues in the order of their names: those of `names` that exist; None: every one where
+        `capabilities.lists`, else those declared on this connection."""
+        ...
+
+    async def browse(self, queue: str, limit: int, after: Any = None) -> tuple[list[Delivery], Any]:
+        """Up to `limit` messages of a queue in order, without taking them, and the position to go on from
+        (None at the end).
+
+        :raises BrokerError: no such queue.
+        """
+        ...
+
+    async def purge(self, queue: str) -> int:
+        """Remove every message that no consumer holds; how many that were.
+
+        :raises BrokerError: no such queue.
+        """
+        ...
+
+    async def pause(self, queue: str, paused: bool) -> None:
+        """Stop or resume handing out a queue's messages, to every consumer of the system.
+
+        :raises BrokerError: no such queue.
+        """
+        ...
+
+
+class Broker(Protocol):
+    """An adapter: one message system at one URL."""
+
+    capabilities: Capabilities
+
+    @property
+    def admin(self) -> Admin | None:
+        """The operator's side, where the system has one."""
+        ...
+
+    async def open(self) -> None:
+        """Connect. Idempotent.
+
+        :raises BrokerUnavailable: not reachable now.
+        :raises BrokerRefused: never going to work (credentials, not a file of ours).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close every subscription and the connection. Idempotent."""
+        ...
+
+    async def declare(self, queue: Queue) -> None:
+        """Make sure that a queue and its bindings exist. Idempotent; adds bindings, never alters or deletes.
+
+        :raises QueueMismatch: it exists and contradicts `queue`.
+        """
+        ...
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        """One copy of each message to every queue bound to its topic; None for each that is stored (durable
+        where `capabilities.durable` and `persistent`), else why not: `Unroutable`, `QueueFull`, ….
+
+        :raises BrokerUnavailable: nothing is known to be stored.
+        """
+        ...
+
+    async def broadcast(self, message: Outgoing) -> None:
+        """One copy to every inbox that listens to the message's topic now, in whatever process; to nobody
+        else, and to nobody later.
+
+        :raises BrokerUnavailable: it may not have been sent.
+        """
+        ...
+
+    def inbox(self) -> Inbox:
+        """A new inbox, which listens to nothing yet. Not shared between event loops."""
+        ...
+
+    def subscribe(
+        self, queues: Sequence[Queue], *, prefetch: int, lease: float, on_lost: OnLost, ahead: bool = True
+    ) -> Subscription:
+        """A consumer of declared queues holding at most `prefetch` messages.
+
+        With `ahead=False` it holds nothing but what `receive` has returned: no message is taken, or
+        pushed to it, that nobody has asked for yet.
+
+        It keeps its messages for as long as its event loop turns. Once it has been silent for `lease`
+        seconds they are handed to others, counted as redelivered. `on_lost` is called in the event
+        loop with the deliveries that are known to have gone, after marking each `lost`.
+        """
+        ...
+
+
+class Adapter(Protocol):
+    """How the registry makes a broker of a URL."""
+
+    def __call__(self, url: str, *, vhost: str | None = None) -> Broker:
+        """:raises ConfigError: a URL that can never work."""
+        ...
