@@ -1,0 +1,1 @@
+"""The path of every message: receive, decode, run, settle."""
