@@ -1,0 +1,12 @@
+"""The command line: arguments in, lines out. What it does is done by `penstock.control`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """The `penstock` command; ends the process. 0: ok, 1: failed, 2: wrongly used, 130: interrupted."""
+    from penstock.cli.root import run
+
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,43 @@
+"""`penstock check`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from penstock import running
+from penstock.cli.command import Call
+from penstock.cli.output import clean, print_json
+from penstock.control import checking
+from penstock.control.loading import load
+
+
+def check(
+    call: Call,
+    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app; `:app` may be left out.")],
+) -> None:
+    """Load an app and hold it against its brokers. Nothing is made or changed; exit status 1 on problems."""
+    app = load(target)
+    running.point(app, call.broker, call.host, call.port)
+    report = call.run(checking.check(app))
+    if call.json:
+        print_json(report)
+    else:
+        _print(report)
+    if not report.good:
+        raise typer.Exit(1)
+
+
+def _print(report: checking.Report) -> None:
+    for route in report.routes:
+        topics = f", bound to {', '.join(route.topics)}" if route.topics else ""
+        print(clean(f"route    {route.handler}: {', '.join(route.queues)}{topics} on {route.broker}"))
+    for text in report.notes:
+        print(clean(f"note     {text}"))
+    for stale in report.stale:
+        print(clean(f"stale    queue {stale.queue!r} is still bound to {stale.topic!r}, which no route declares"))
+    for text in report.problems:
+        print(clean(f"problem  {text}"))
+    found = len(report.stale) + len(report.problems)
+    print("all is well" if not found else f"{found} to look into")

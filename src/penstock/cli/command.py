@@ -1,0 +1,136 @@
+"""What every command has: the common options, its settings, its way of asking."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from penstock import config, logs
+from penstock.errors import near
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """A command that was put together wrongly: exit status 2."""
+
+
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "broker": (Annotated[str | None, typer.Option("--broker", metavar="URL", help="The broker's URL.")], None),
+    "host": (Annotated[str | None, typer.Option("--host", "-H", help="RabbitMQ host, in place of a URL.")], None),
+    "port": (Annotated[int | None, typer.Option("--port", "-P", help="RabbitMQ port.")], None),
+    "as_json": (Annotated[bool, typer.Option("--json", help="Print for programs.")], False),
+    "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level, show tracebacks.")], False),
+    "log_level": (Annotated[str | None, typer.Option("--log-level", help=", ".join(logs.LEVELS) + ".")], None),
+    "log_format": (Annotated[str | None, typer.Option("--log-format", help=" or ".join(logs.FORMATS) + ".")], None),
+}
+
+
+class Call:
+    """One use of a command: its common options over environment and `penstock.toml`.
+
+    :raises ConfigError: a `penstock.toml` that cannot be used.
+    :raises UsageError: a log level or format that there is not; both a URL and a host.
+    """
+
+    def __init__(self, options: dict[str, Any], subcommand: str | None) -> None:
+        self.subcommand = subcommand
+        self.json: bool = options["as_json"]
+        self.verbose: bool = options["verbose"]
+        self.broker: str | None = options["broker"]
+        self.host: str | None = options["host"]
+        self.port: int | None = options["port"]
+        _known("--log-level", options["log_level"], logs.LEVELS)
+        _known("--log-format", options["log_format"], logs.FORMATS)
+        if self.broker is not None and (self.host is not None or self.port is not None):
+            raise UsageError("give --broker or --host and --port, not both")
+        self.settings = config.load()
+        self.log_level: str | None = "debug" if self.verbose else options["log_level"]
+        self.log_format: str = options["log_format"] or ("json" if self.json else self.settings.log_format)
+        logs.configure(self.log_level or "warning", self.log_format)
+
+    @property
+    def url(self) -> str:
+        """The broker's URL: flag, then environment, then `penstock.toml`, then default."""
+        if self.host is not None or self.port is not None:
+            return config.amqp_url(self.host or "127.0.0.1", self.port or 5672)
+        return self.broker or self.settings.broker or config.default_broker()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Carry out something asynchronous."""
+        return asyncio.run(work)
+
+    def confirm(self, question: str, yes: bool) -> None:
+        """Have the user agree to what cannot be undone.
+
+        :raises UsageError: nobody can be asked.
+        """
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise UsageError("this cannot be undone and there is no terminal to ask at: say --yes")
+        if not typer.confirm(question, err=True):
+            print("nothing was removed", file=sys.stderr)
+            raise typer.Exit(1)
+
+
+def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function `f(call, …)` as a command whose options are its own and the common ones.
+
+    A common option may stand before or after the names of subcommands; the last one counts.
+    """
+
+    @functools.wraps(function)
+    def command(ctx: typer.Context, **values: Any) -> Any:
+        given: dict[str, Any] = dict(ctx.obj or {})
+        for name, (_, default) in _COMMON.items():
+            value = values.pop(name)
+            if value != default:
+                given[name] = value
+        ctx.obj = given
+        options = {name: given.get(name, default) for name, (_, default) in _COMMON.items()}
+        if ctx.invoked_subcommand is not None:
+            return None  # its turn comes, with these options below its own
+        return function(Call(options, ctx.invoked_subcommand), **values)
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    common = [
+        inspect.Parameter(name, keyword, default=default, annotation=annotation)
+        for name, (annotation, default) in _COMMON.items()
+    ]
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *(parameter.replace(kind=keyword) for parameter in own), *common]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    hints = get_type_hints(function, include_extras=True)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {
+        name: hint for name, hint in hints.items() if name not in ("call", "return")
+    }
+    del command.__wrapped__  # its signature is not the command's
+    return command
+
+
+def debugging() -> bool:
+    """Whether tracebacks are wanted."""
+    return logging.getLogger().isEnabledFor(logging.DEBUG)
+
+
+def _known(flag: str, value: str | None, known: Any) -> None:
+    if value is not None and value.lower() not in known:
+        raise UsageError(f"{flag} {value}: it is one of {', '.join(known)}{near(value, known)}")
+
+
+def one_of(flag: str, value: str | None, known: tuple[T, ...]) -> T | None:
+    """A flag's value among those there are.
+
+    :raises UsageError: it is not.
+    """
+    _known(flag, value, known)
+    return next((one for one in known if one == value), None)

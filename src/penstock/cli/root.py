@@ -1,0 +1,81 @@
+"""The commands put together, and how each ends."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import penstock
+from penstock.cli import check, dead, doctor, publish, queues, run_command
+from penstock.cli.command import Call, UsageError, debugging, with_common_options
+from penstock.cli.output import complain
+from penstock.errors import PenstockError, one_line
+
+NAME = "penstock"
+
+app = typer.Typer(
+    help="Carries work from any message system to Python handlers, and never loses a message on the way.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{NAME} {penstock.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+@with_common_options
+def _root(
+    call: Call,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    raise UsageError("say what to do: run, publish, queues, dead, check or doctor (penstock --help tells more)")
+
+
+app.command("run")(with_common_options(run_command.run))
+app.command("publish")(with_common_options(publish.publish))
+app.add_typer(queues.app, name="queues")
+app.add_typer(dead.app, name="dead")
+app.command("check")(with_common_options(check.check))
+app.command("doctor")(with_common_options(doctor.doctor))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out a command line; the exit status."""
+    try:
+        status = app(args=list(arguments), prog_name=NAME, standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        sys.stdout = None  # nobody reads: nothing more to flush at the exit
+        return 1
+    except UsageError as error:
+        complain(str(error))
+        return 2
+    except Exception as error:
+        return _failed(error)
+    return status if isinstance(status, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    told = getattr(error, "format_message", None)  # the parser's own: wrongly used
+    if told is not None:
+        where = getattr(getattr(error, "ctx", None), "command_path", NAME)
+        complain(f"{told()} ({where} --help tells more)")
+        return 2
+    if debugging():
+        traceback.print_exception(error)
+    known = isinstance(error, PenstockError | ValueError)
+    complain(str(error) if known and str(error) else f"{one_line(error)} (unexpected; -v shows where)")
+    return 1

@@ -1,0 +1,1 @@
+"""What an operator may see and do; the one thing that command line, HTTP and UI call."""

@@ -1,0 +1,47 @@
+"""Playing a seed from beginning to end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from penstock.testing.simulation.world import World
+from penstock.testing.virtual import VirtualLoop
+
+
+def simulate(seed: int) -> World:
+    """Play one seed; the world afterwards.
+
+    :raises Violation: a promise was broken; says how to replay it.
+    """
+    loop = VirtualLoop()
+    world = World(seed, loop)
+    loop.set_task_factory(world.make_task)
+    failures: list[BaseException] = []
+    loop.set_exception_handler(lambda _, about: failures.append(about.get("exception") or RuntimeError(str(about))))
+    try:
+        asyncio.set_event_loop(loop)
+        playing = loop.create_task(world.play())
+        watching = loop.create_task(_watch(world, playing, failures))
+        loop.run_until_complete(watching)
+        return world
+    finally:
+        for process in world.processes:
+            process.alive = False
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.set_exception_handler(lambda *_: None)
+        loop.run_until_complete(asyncio.sleep(0))
+        world.clean_up()
+        asyncio.set_event_loop(None)
+        loop.close()
+
+
+async def _watch(world: World, playing: asyncio.Task[None], failures: list[BaseException]) -> None:
+    """The world's end, the first violation, or the first error that came out of a task nobody awaits."""
+    while not playing.done() and not failures and world.violation is None:
+        await asyncio.wait([playing], timeout=0.25)
+    if world.violation is not None:
+        raise world.violation
+    if failures:
+        raise failures[0]
+    await playing
