@@ -1,0 +1,1 @@
+"""Speed, shown by ratios against the raw client in the same run: `make bench`."""

@@ -1,0 +1,1 @@
+"""This machine's readings through a pipeline that is killed twice: `python -m demo`."""
