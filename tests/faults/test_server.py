@@ -98,14 +98,19 @@ async def test_under_a_memory_alarm_publishing_times_out_and_consuming_goes_on(
     rabbit: RabbitScene, node: RabbitNode
 ) -> None:
     handled: Counter[str] = Counter()
+    short_of_memory = threading.Event()
+    short_of_memory.set()
     app = App(rabbit.url, prefetch=PREFETCH)
 
     @app.route("work")
     async def work(message: Message) -> None:
         await asyncio.sleep(0.01)
+        if message.body == "fails" and short_of_memory.is_set():
+            raise ValueError("its retry has to be published, which is not possible now")
         handled[message.id] += 1
 
     async with app:
+        failing = await app.publish_many("work", ["fails"] * 2)
         backlog = await app.publish_many("work", ["x"] * 400)
         await asyncio.to_thread(node.alarm, True)
         try:
@@ -117,17 +122,19 @@ async def test_under_a_memory_alarm_publishing_times_out_and_consuming_goes_on(
             await eventually(lambda: set(backlog) <= set(handled), "the backlog is handled")
 
             async def settled() -> bool:
-                return not await asyncio.to_thread(rabbit.left)
+                return await asyncio.to_thread(rabbit.left) <= len(failing)
 
             await eventually(settled, "acknowledgements are taken")
             assert late < len(backlog), "there was something left to do under the alarm"
             assert app.consuming
         finally:
+            short_of_memory.clear()
             await asyncio.to_thread(node.alarm, False)
         began = time.monotonic()
         id = await app.publish("work", "resumed", timeout=20)
         await eventually(lambda: handled[id])
         resumed = time.monotonic() - began
+        await eventually(lambda: set(failing) <= set(handled), "what had failed is tried again")
     print(f"refused after {waited:.1f} s, {len(backlog) - late} handled meanwhile, resumed after {resumed:.1f} s")
     assert 1.9 <= waited <= 3
     assert resumed <= 5

@@ -116,7 +116,8 @@ class Subscription(Protocol):
 
     async def settle(self, items: Sequence[Settlement]) -> Sequence[Delivery]:
         """Carry out all of `items`; returns the deliveries that were no longer ours (nothing was done
-        to those). When it returns, the outcome is as durable as the system is.
+        to those). When it returns, the outcome is as durable as the system is. May be called with other
+        items while a call is under way: acknowledgements wait for no `Move`.
 
         :raises BrokerUnavailable: what was done is not known; settling the same items again is safe.
         """

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
 import msgspec
 
-from penstock.brokers.base import Ack, Broker, Settlement, Subscription
+from penstock.brokers.base import Ack, Broker, Move, Release, Settlement, Subscription
 from penstock.errors import BrokerError, BrokerRefused, PublishError, one_line
 from penstock.message import Delivery, Outgoing
 from penstock.waiting import Bell
@@ -30,11 +30,53 @@ class Forward(msgspec.Struct, frozen=True):
 Outcome: TypeAlias = Settlement | Forward
 
 
+class _Errand:
+    """Outcomes that must first be put somewhere, carried out beside the acknowledgements, which wait for none.
+
+    `carry` is given all that has come, and runs until it is done. `ended` is called each time that
+    nothing is left, or that something ended it.
+    """
+
+    def __init__(self, carry: Callable[[list[Any]], Awaitable[None]], ended: Callable[[], None]) -> None:
+        self._carry = carry
+        self._ended = ended
+        self._waiting: list[Any] = []
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether all is carried out; raises what ended it."""
+        if self._task is None:
+            return True
+        if not self._task.done():
+            return False
+        task, self._task = self._task, None
+        task.result()
+        return True
+
+    def extend(self, outcomes: list[Any]) -> None:
+        self._waiting += outcomes
+        if outcomes and self.idle:
+            self._task = asyncio.create_task(self._run())
+            self._task.add_done_callback(lambda task: self._ended())
+
+    def cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while self._waiting:
+            outcomes, self._waiting = self._waiting, []
+            await self._carry(outcomes)
+
+
 class Settler:
     """Settles for one subscription. Nothing waits for company: when idle, an outcome goes out at once.
 
     `settled(n)` is called when `n` more deliveries have left our hands. A settlement that the broker
-    cannot take now is tried again until it can, or until its delivery is known to be lost.
+    cannot take now is tried again until it can, or until its delivery is known to be lost. Where
+    nothing can be put at the moment (a queue is full, the server short of memory, another broker away),
+    acknowledgements go on.
     """
 
     def __init__(self, subscription: Subscription, settled: Callable[[int], None]) -> None:
@@ -42,8 +84,8 @@ class Settler:
         self._settled = settled
         self._waiting: list[Outcome] = []
         self._bell = Bell()
-        self._abroad: list[Forward] = []
-        self._carrier: asyncio.Task[None] | None = None
+        self._moves = _Errand(self._put_here, self._bell.ring)
+        self._forwards = _Errand(self._put_abroad, self._bell.ring)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -67,26 +109,27 @@ class Settler:
         try:
             while True:
                 await self._bell.wait()
-                if self._carrier is not None and self._carrier.done():
-                    self._carrier.result()  # raises what ended it
                 while self._waiting:
                     outcomes, self._waiting = self._waiting, []
-                    if [outcome for outcome in outcomes if type(outcome) is Forward]:
-                        outcomes = self._send_abroad(outcomes)
-                    await self._settle(outcomes)
-                    self._settled(len(outcomes))
-                if not self._abroad:
+                    acks = [outcome for outcome in outcomes if type(outcome) is Ack]
+                    if len(acks) < len(outcomes):
+                        self._moves.extend([one for one in outcomes if isinstance(one, Move | Release)])
+                        self._forwards.extend([one for one in outcomes if isinstance(one, Forward)])
+                    if acks:
+                        await self._settle(acks)
+                        self._settled(len(acks))
+                if self._moves.idle and self._forwards.idle and not self._waiting:
                     self._idle.set()
         finally:
-            if self._carrier is not None:
-                self._carrier.cancel()
+            self._moves.cancel()
+            self._forwards.cancel()
 
-    async def _settle(self, outcomes: list[Outcome]) -> None:
+    async def _settle(self, outcomes: Sequence[Settlement]) -> None:
         delay = FIRST_RETRY
         while True:
             outcomes = [outcome for outcome in outcomes if not outcome.delivery.lost]
             try:
-                lost = await self._subscription.settle(outcomes)  # type: ignore[arg-type]  # no Forward is left
+                lost = await self._subscription.settle(outcomes)
             except BrokerRefused:
                 raise
             except BrokerError as error:
@@ -98,19 +141,15 @@ class Settler:
                     log.warning("%d settlements came too late: the messages had been given to others", len(lost))
                 return
 
-    def _send_abroad(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Take out what goes to another broker: one that is away holds up nothing else."""
-        self._abroad += [outcome for outcome in outcomes if isinstance(outcome, Forward)]
-        if self._carrier is None or self._carrier.done():
-            self._carrier = asyncio.create_task(self._carry())
-            self._carrier.add_done_callback(lambda carrier: self._bell.ring())
-        return [outcome for outcome in outcomes if not isinstance(outcome, Forward)]
+    async def _put_here(self, outcomes: list[Settlement]) -> None:
+        """Moves and releases: on some systems both are published."""
+        await self._settle(outcomes)
+        self._settled(len(outcomes))
 
-    async def _carry(self) -> None:
-        """Publish abroad, and put an `Ack` in the place of what has arrived there."""
+    async def _put_abroad(self, forwards: list[Forward]) -> None:
+        """Publish to the other broker, and acknowledge what has arrived there."""
         delay = FIRST_RETRY
-        while self._abroad:
-            forwards = self._abroad
+        while forwards:
             failure: BrokerError | None
             try:
                 arrived, failure = await self._publish([one for one in forwards if not one.delivery.lost])
@@ -119,8 +158,8 @@ class Settler:
             except BrokerError as error:
                 arrived, failure = [], error
             gone = {id(one) for one in forwards if one.delivery.lost} | set(map(id, arrived))
-            self.extend([Ack(one.delivery) for one in self._abroad if id(one) in gone])
-            self._abroad = [one for one in self._abroad if id(one) not in gone]
+            self.extend([Ack(one.delivery) for one in forwards if id(one) in gone])
+            forwards = [one for one in forwards if id(one) not in gone]
             if failure is None:
                 delay = FIRST_RETRY
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiormq import exceptions
@@ -118,7 +118,7 @@ class Publisher:
             channel = await self.channel()
             await self._prepare(channel, self._parkings, letters)
             found = await asyncio.gather(
-                *(self._put(channel, letters[index]) for index in together), return_exceptions=True
+                *[self._put(channel, letters[index]) for index in together], return_exceptions=True
             )
         finally:
             self._flying.difference_update(letters[index].message.id for index in together)
@@ -161,21 +161,22 @@ class Publisher:
                         await topology.ensure_parking(channel, name, milliseconds)
                     ready.add(name)
 
-    async def _put(self, channel: Channel, letter: Letter) -> None:
+    def _put(self, channel: Channel, letter: Letter) -> Awaitable[Any]:
+        """Publish it: what is awaited is its confirmation. No coroutine of ours for each of many."""
         message, to = letter.message, letter.to
-        queue = self._queues.get(to)
-        levels = queue.priorities if queue is not None and queue.priorities else topology.MOST_LEVELS
+        levels = topology.MOST_LEVELS
+        if message.priority and (queue := self._queues.get(to)) is not None and queue.priorities:
+            levels = queue.priorities
         room = channel.max_content_size - _FRAME_OVERHEAD
         if letter.exchange:  # as the user published it
             room = min(room, LARGEST_HEADERS)
-        properties = wire.to_properties(message, to, levels, room=room, taken=letter.taken)
-        await channel.basic_publish(
-            message.body,
-            exchange=letter.parking() or letter.exchange,
-            routing_key=to,
-            properties=properties,
-            mandatory=True,
-            wait=False,
+        try:
+            properties = wire.to_properties(message, to, levels, room=room, taken=letter.taken)
+        except Exception as error:  # of this message alone
+            return _refused(error)
+        exchange = (letter.parking() if letter.park else None) or letter.exchange
+        return channel.basic_publish(
+            message.body, exchange=exchange, routing_key=to, properties=properties, mandatory=True, wait=False
         )
 
     def _outcome(self, letter: Letter, result: Any) -> BrokerError | None:
@@ -200,3 +201,7 @@ class Publisher:
         # The driver could not write it: an id of over 255 bytes, a header of a type that AMQP does not know.
         why = " ".join(str(result).split())
         return PublishError(f"RabbitMQ cannot carry message {letter.message.id[:80]!r}: {why}")
+
+
+async def _refused(error: Exception) -> None:
+    raise error

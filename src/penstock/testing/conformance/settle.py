@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from penstock.brokers.base import Ack, Broker, Move, Release, Settlement
@@ -26,6 +27,20 @@ class SettlePromises(Promises):
         await subscription.close()
         left = await system.take(system.consume(broker, queue), 3)
         assert sorted(ids(left)) == sorted(ids([taken[0], taken[2], taken[4]]))
+
+    async def test_settlements_may_be_under_way_together(self, system: System, broker: Broker) -> None:
+        queue = await system.declare(broker, "work")
+        aside = await system.declare(broker, "aside")
+        sent = await system.publish(broker, messages("work", 6))
+        subscription = system.consume(broker, queue)
+        taken = await system.take(subscription, 6)
+        moves = [Move(one, aside.name, message(aside.name, id=one.id)) for one in taken[:3]]
+        outcomes = await asyncio.gather(subscription.settle(moves), subscription.settle(acks(taken[3:])))
+        assert [list(lost) for lost in outcomes] == [[], []]
+        await subscription.close()
+        assert await system.silent(system.consume(broker, queue))
+        assert sorted(ids(await system.drain(system.consume(broker, aside)))) == sorted(ids(taken[:3]))
+        assert sorted(sent) == sorted(ids(taken))
 
     async def test_what_was_settled_stays_so_without_any_connection(self, system: System, broker: Broker) -> None:
         queue = await system.declare(broker, "work")
