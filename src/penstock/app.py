@@ -23,7 +23,7 @@ from penstock.delivery.dead_letters import dead_queue
 from penstock.delivery.execution import Executor
 from penstock.delivery.route import Policy, Route, make_policy
 from penstock.delivery.surroundings import Surroundings
-from penstock.delivery.suspects import Solitude
+from penstock.delivery.suspects import Solitude, suspect_queue
 from penstock.delivery.watchdog import Watchdog
 from penstock.errors import BrokerUnavailable, ConfigError, DeclarationError, DuplicateQueue
 from penstock.options import Actions
@@ -209,13 +209,14 @@ class App:
     ) -> None:
         binding = bind(handler)
         label = name_of(handler)
-        for name in names:
-            owner = self._owners.get((broker, vhost, name))
-            if owner is not None:
-                raise DuplicateQueue(name, owner)
         if len(set(names)) < len(names):
             raise DeclarationError(f"{label}: a queue is named twice in {names}")
-        self._owners.update({(broker, vhost, name): label for name in names})
+        consumed = {(broker, vhost, queue): label for name in names for queue in (name, suspect_queue(name))}
+        for address in consumed:
+            owner = self._owners.get(address)
+            if owner is not None:
+                raise DuplicateQueue(address[2], owner)
+        self._owners.update(consumed)
         route = Route(
             name=label,
             queues=names,

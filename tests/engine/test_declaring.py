@@ -88,6 +88,13 @@ def test_two_owners_of_a_queue_are_refused(app: App) -> None:
     assert len(app.routes) == 1
 
 
+@pytest.mark.parametrize(("first", "second"), [("q", "q.suspects"), ("q.suspects", "q")])
+def test_a_route_also_owns_the_lane_of_its_suspects(app: App, first: str, second: str) -> None:
+    app.route(first)(lambda messages: None)
+    with pytest.raises(DuplicateQueue, match=r"'q.suspects' already belongs to"):
+        app.route(second)(lambda messages: None)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
