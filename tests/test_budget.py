@@ -33,7 +33,7 @@ from penstock.testing.virtual import VirtualClock, VirtualLoop, run_virtual
 ROOT = Path(__file__).parent.parent
 MESSAGES = 4_000
 
-BUDGET = {"one at a time": 45.5, "bulk 100": 25.6}
+BUDGET = {"one at a time": 40.0, "bulk 100": 25.6}
 
 
 async def one_at_a_time(message: Message) -> None: ...

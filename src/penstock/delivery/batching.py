@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Buffer(Generic[T]):
-    """A queue for one event loop that wakes one waiter an item, not all."""
+    """A queue for one event loop that wakes one waiter an item, not all, and none for what another takes at once."""
 
     def __init__(self) -> None:
         self.items: deque[T] = deque()
@@ -21,7 +21,10 @@ class Buffer(Generic[T]):
 
     def put(self, items: Iterable[T]) -> None:
         self.items.extend(items)
-        self._wake(len(self.items))
+        if self._waiters:
+            self._wake(1)
+            if len(self.items) > 1:  # handlers that never wait leave nothing for anybody else to be woken for
+                asyncio.get_running_loop().call_soon(self._wake_for_the_rest)
 
     async def get(self) -> T:
         while not self.items:
@@ -42,6 +45,9 @@ class Buffer(Generic[T]):
         items = list(self.items)
         self.items.clear()
         return items
+
+    def _wake_for_the_rest(self) -> None:
+        self._wake(len(self.items))
 
     def _wake(self, count: int) -> None:
         while count and self._waiters:

@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 
 from penstock.brokers.amqp.link import BROKEN, cancelled_by_caller
 
-DELAY = 0.001
+DELAY = 0.005
 """Seconds for which an acknowledgement may wait for company while other messages are held."""
 TIMEOUT = 15.0  # seconds for a line that takes no more bytes
 

@@ -233,7 +233,7 @@ class AmqpSubscription:
         channel.on_consumer_cancel_callbacks.add(self._cancelled)
         channel.closing.add_done_callback(lambda _: self._gone(channel))
         self._channel = channel
-        self._hand = Hand(channel, self._broker.publisher, max(self._prefetch // 4, 1), lambda: self._gone(channel))
+        self._hand = Hand(channel, self._broker.publisher, max(self._prefetch // 2, 1), lambda: self._gone(channel))
 
     def _consume_on(self, channel: Channel, name: str) -> Callable[[DeliveredMessage], Coroutine[Any, Any, None]]:
         async def consume(message: DeliveredMessage) -> None:
