@@ -53,6 +53,19 @@ class Delivery(msgspec.Struct):
     lost: bool = False
     """Set by the adapter once it knows that the message is no longer ours."""
 
+    def outgoing(self) -> Outgoing:
+        """The same message, to be put somewhere once more."""
+        return Outgoing(
+            id=self.id,
+            topic=self.topic,
+            body=self.raw,
+            headers=self.headers,
+            key=self.key,
+            priority=self.priority,
+            enqueued_at=self.enqueued_at,
+            expires_at=self.expires_at,
+        )
+
 
 class Decision(Enum):
     """The verdicts a handler can record on a message."""

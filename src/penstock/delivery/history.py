@@ -54,13 +54,8 @@ def again(
     carried.pop(HEADER, None)
     if history != NEW:
         carried[HEADER] = str(history)
-    return Outgoing(
-        id=delivery.id,
-        topic=delivery.topic,
-        body=delivery.raw,
-        headers=carried,
-        key=delivery.key,
-        priority=delivery.priority,
-        enqueued_at=delivery.enqueued_at,
-        delay=delay,
-    )
+    message = delivery.outgoing()
+    message.headers = carried
+    message.expires_at = None
+    message.delay = delay
+    return message

@@ -12,7 +12,7 @@ from penstock.brokers.amqp.acks import Acks
 from penstock.brokers.amqp.publisher import Letter, Publisher
 from penstock.brokers.base import Ack, Move, Release, Settlement
 from penstock.errors import BrokerError, BrokerUnavailable
-from penstock.message import Delivery, Outgoing
+from penstock.message import Delivery
 
 SEND_TIMEOUT = 15.0
 """Seconds for the confirmation of what is moved or given back, before it is tried again."""
@@ -140,15 +140,6 @@ def _letter(item: Move | Release) -> Letter:
     if isinstance(item, Move):
         return Letter(item.message, item.to, park=True)
     delivery = item.delivery
-    message = Outgoing(
-        id=delivery.id,
-        topic=delivery.topic,
-        body=delivery.raw,
-        headers=delivery.headers,
-        key=delivery.key,
-        priority=delivery.priority,
-        enqueued_at=delivery.enqueued_at,
-        expires_at=delivery.expires_at,
-        delay=item.delay,
-    )
+    message = delivery.outgoing()
+    message.delay = item.delay
     return Letter(message, delivery.queue, park=True, taken=delivery.token.taken)
