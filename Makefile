@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. PYTHON: the interpreter to make it with.
 PYTHON ?= python3
 VENV := .venv
-SERVERS := rabbitmq
+SERVERS := rabbitmq redis nats postgresql
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

@@ -1,13 +1,20 @@
-"""`python -m bench [sqlite] [rabbitmq]`: ratios against the raw client; exit status 1 below a target."""
+"""`python -m bench [sqlite] [rabbitmq] [redis] [nats] [postgres]`: ratios against the raw client; exit status 1
+below a target."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import on_rabbitmq, on_sqlite
+from bench import on_nats, on_postgres, on_rabbitmq, on_redis, on_sqlite
 from bench.report import Report
 
-SYSTEMS = {"sqlite": on_sqlite.run, "rabbitmq": on_rabbitmq.run}
+SYSTEMS = {
+    "sqlite": on_sqlite.run,
+    "rabbitmq": on_rabbitmq.run,
+    "redis": on_redis.run,
+    "nats": on_nats.run,
+    "postgres": on_postgres.run,
+}
 
 
 def main() -> int:

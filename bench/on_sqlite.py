@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import engine, footprint, sqlite_raw
+from bench import engine, footprint, sqlite_raw, tasks
 from bench.report import Report
 
 COUNT = 20_000
@@ -30,6 +30,9 @@ def run(report: Report) -> None:
     report.row("one at a time, concurrency 100", f"{rate:,.0f}/s", ">= 60,000/s", rate >= 60_000)
     report.ratio("bulk 100", _paired(_in_bulk), 0.50)
     report.ratio("publish_many", _paired(_publishing), 0.20)
+    sent, done = (statistics.median(column) for column in zip(*_paired(_tasks), strict=True))
+    report.row("tasks sent, 500 gathered", f"{sent:,.0f}/s", "", True)
+    report.row("tasks run, results stored", f"{done:,.0f}/s", ">= 10,000/s", done >= 10_000)
     small, large = _backlog(10_000), _backlog(BACKLOG)
     figure = f"{large:,.0f}/s of {small:,.0f}/s"
     report.row(f"backlog of {BACKLOG:,} against 10,000", figure, ">= 0.90", large >= 0.9 * small)
@@ -54,6 +57,10 @@ def _paired(measure: Callable[[Path], tuple[float, float]]) -> list[tuple[float,
 def _publishing(folder: Path) -> tuple[float, float]:
     yardstick = sqlite_raw.publish(sqlite_raw.connect(folder / "raw.db"), ENCODED)
     return asyncio.run(engine.publish(_url(folder), BODIES)), yardstick
+
+
+def _tasks(folder: Path) -> tuple[float, float]:
+    return asyncio.run(tasks.run(_url(folder), COUNT // 2))
 
 
 def _one_at_a_time(folder: Path) -> tuple[float, float]:

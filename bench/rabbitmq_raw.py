@@ -50,3 +50,57 @@ async def consume(url: str, queue: str, count: int, prefetch: int = 256, batch: 
     await channel.queue_delete(queue)
     await connection.close()
     return rate
+
+
+async def rpc(url: str, queue: str, count: int, together: int, body: bytes) -> tuple[float, list[float]]:
+    """Direct reply-to by hand, server and client on a connection each: calls a second, `together` at a time, and
+    the seconds that each took. Requests persistent and unconfirmed, the server acknowledges each."""
+    served, asking = await aiormq.connect(url), await aiormq.connect(url)
+    server = await served.channel(publisher_confirms=False)
+    await server.queue_declare(queue, durable=True, arguments={"x-max-priority": 10})
+    await server.basic_qos(prefetch_count=together)
+
+    async def serve(message: aiormq.abc.DeliveredMessage) -> None:
+        asked = message.header.properties
+        await server.basic_publish(
+            message.body,
+            routing_key=asked.reply_to or "",
+            properties=Basic.Properties(correlation_id=asked.correlation_id, content_type="application/json"),
+            wait=False,
+        )
+        await server.basic_ack(message.delivery_tag or 0, wait=False)
+
+    await server.basic_consume(queue, serve)
+    client = await asking.channel(publisher_confirms=False)
+    waiting: dict[str, asyncio.Future[bytes]] = {}
+
+    async def answered(message: aiormq.abc.DeliveredMessage) -> None:
+        waiting.pop(str(message.header.properties.correlation_id)).set_result(message.body)
+
+    await client.basic_consume("amq.rabbitmq.reply-to", answered, no_ack=True)
+    took: list[float] = []
+
+    async def call(number: int) -> None:
+        start = time.perf_counter()
+        name = str(number)
+        answer = waiting[name] = asyncio.get_running_loop().create_future()
+        properties = Basic.Properties(
+            correlation_id=name, reply_to="amq.rabbitmq.reply-to", delivery_mode=2, content_type="application/json"
+        )
+        await client.basic_publish(body, routing_key=queue, properties=properties, wait=False)
+        await answer
+        took.append(time.perf_counter() - start)
+
+    async def caller(numbers: range) -> None:
+        for number in numbers:
+            await call(number)
+
+    await caller(range(-20, 0))  # warm
+    took.clear()
+    start = time.perf_counter()
+    await asyncio.gather(*(caller(range(first, count, together)) for first in range(together)))
+    rate = count / (time.perf_counter() - start)
+    await server.queue_delete(queue)
+    await served.close()
+    await asking.close()
+    return rate, took

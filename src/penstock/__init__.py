@@ -2,6 +2,7 @@
 
 from penstock.app import App
 from penstock.client import Client, SyncClient
+from penstock.client.handles import Handle
 from penstock.context import context
 from penstock.errors import (
     BodyTooLarge,
@@ -11,20 +12,32 @@ from penstock.errors import (
     ConfigError,
     DeclarationError,
     DuplicateQueue,
+    DuplicateTask,
+    ExpirationError,
+    InvalidArguments,
     InvalidMessage,
+    NotUnique,
     PenstockError,
     PublishError,
     PublishTimeout,
     QueueFull,
     QueueMismatch,
+    RemoteError,
     StorageFull,
+    StoreRequired,
+    TaskCancelled,
     Unavailable,
     Unencodable,
+    UnknownTask,
     Unroutable,
     Unsupported,
 )
+from penstock.errors import TimeoutError as TimeoutError  # not for `import *`: it would hide the builtin
 from penstock.message import Message
 from penstock.options import Actions, Events, Options
+from penstock.stores.records import TaskRecord
+from penstock.tasks.signature import Task
+from penstock.terms import Reply
 from penstock.timeit import Timeit
 
 __version__ = "0.1.0"
@@ -40,20 +53,32 @@ __all__ = [
     "ConfigError",
     "DeclarationError",
     "DuplicateQueue",
+    "DuplicateTask",
     "Events",
+    "ExpirationError",
+    "Handle",
+    "InvalidArguments",
     "InvalidMessage",
     "Message",
+    "NotUnique",
     "Options",
     "PenstockError",
     "PublishError",
     "PublishTimeout",
     "QueueFull",
     "QueueMismatch",
+    "RemoteError",
+    "Reply",
     "StorageFull",
+    "StoreRequired",
     "SyncClient",
+    "Task",
+    "TaskCancelled",
+    "TaskRecord",
     "Timeit",
     "Unavailable",
     "Unencodable",
+    "UnknownTask",
     "Unroutable",
     "Unsupported",
     "context",

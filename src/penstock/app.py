@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
-import inspect
 import logging
+import uuid
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from penstock import config
 from penstock.brokers.base import Broker
 from penstock.brokers.pool import Pool
 from penstock.client import Client, SyncClient
-from penstock.client.client import resolve_broker
+from penstock.client.parallel import Parallel
+from penstock.client.publishing import check_text, resolve_broker, resolve_store
+from penstock.clock import is_seconds
 from penstock.codec import Decode
-from penstock.context import Settings, current_app
-from penstock.delivery.arguments import bind, bind_data, name_of
-from penstock.delivery.consumer import Consumer, queues_of
+from penstock.context import Settings, importing
+from penstock.delivery.arguments import bind, bind_data, function_of, name_of
+from penstock.delivery.consumer import queues_of
 from penstock.delivery.dead_letters import dead_queue
-from penstock.delivery.execution import Executor
 from penstock.delivery.route import Policy, Route, make_policy
-from penstock.delivery.surroundings import Surroundings
-from penstock.delivery.suspects import Solitude, suspect_queue
-from penstock.delivery.watchdog import Watchdog
-from penstock.errors import BrokerUnavailable, ConfigError, DeclarationError, DuplicateQueue
+from penstock.delivery.suspects import suspect_queue
+from penstock.errors import (
+    BrokerUnavailable,
+    ConfigError,
+    DeclarationError,
+    DuplicateQueue,
+    DuplicateTask,
+    InvalidArguments,
+    StoreRequired,
+    TimeoutError,
+)
+from penstock.life import DEAD_LETTERS, Life
 from penstock.options import Actions
+from penstock.stores.keeper import Keeper
+from penstock.tasks.definition import Isolation, TaskFunction
+from penstock.tasks.definition import make_policy as make_task_policy
+from penstock.tasks.signature import Signature
+
+if TYPE_CHECKING:
+    from penstock.tasks.instants import Schedule
 
 P = ParamSpec("P")
 R = TypeVar("R")
 H = TypeVar("H", bound=Callable[..., Any])
-
-FIRST_RETRY, LONGEST_RETRY = 0.5, 10.0  # seconds between tries to reach a broker at the start
-
-DEAD_LETTERS = "dead letters"
-"""The pool's name for the broker of `App(dead_letters=…)`."""
 
 
 class _Unset:
@@ -46,6 +56,9 @@ class _Unset:
 
 
 UNSET: Any = _Unset()
+
+STORE_WITHIN = 30.0
+"""Seconds to reach the store in, each time that a broker has been reached."""
 
 
 def _through_client(
@@ -66,16 +79,15 @@ class App:
     `url`: given, else `$PENSTOCK_BROKER`, else `penstock.toml`, else `sqlite:///penstock.db` beside
     `penstock.toml` if there is one above, else here. `host`, `port`, `user` and `password` build an
     AMQP URL instead. `prefetch`: messages a route may hold unsettled, unless it says otherwise.
-    `store`: the URL of results and schedules; nothing in this version needs one. `dead_letters`:
-    the URL of another broker for the dead letters. `brokers`: more message systems by name.
+    `store`: the URL of results and schedules; given, else `$PENSTOCK_STORE`, else `penstock.toml`, else
+    the broker's own where that can be a store too, else none. `dead_letters`: the URL of another broker
+    for the dead letters. `brokers`: more message systems by name. `memory://` without a name is the
+    app's own, and all its parts meet in it.
     `lease`: seconds of silence after which a consumer's messages go to others. `grace`: seconds that
     running handlers get at the stop. `max_body`: bytes of a body, after decompression.
 
     :raises ConfigError: a URL that no adapter serves, a number that cannot be.
     """
-
-    importing = False
-    """The command line is importing the module of an app, to look at it or to run it itself."""
 
     def __init__(
         self,
@@ -106,15 +118,20 @@ class App:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be a whole number above 0, not {value!r}")
         for name, seconds in (("lease", lease), ("grace", grace)):
-            if not isinstance(seconds, int | float) or not seconds >= 0 or (name == "lease" and seconds == 0):
+            if not is_seconds(seconds, above_zero=name == "lease"):
                 raise ConfigError(f"{name} must be a number of seconds above 0, not {seconds!r}")
-        self.store = store
+        self._given_store = store
+        self._store: str | None = UNSET
         self.lease = float(lease)
         self.grace = float(grace)
         self.max_body = max_body
         self.settings = Settings(settings or {})
         self.log = logger or logging.getLogger("penstock.app")
         self.routes: list[Route] = []
+        self.tasks: dict[str, TaskFunction[..., Any]] = {}
+        self.schedules: list[Schedule] = []
+        self._name = uuid.uuid4().hex
+        """Of what is in memory and has no name: all parts of this app mean the same, and nobody else does."""
         self._brokers = dict(brokers or {})
         self._dead_letters = dead_letters
         self._owners: dict[tuple[str | None, str | None, str], str] = {}
@@ -123,9 +140,9 @@ class App:
         self._shutdown: list[Callable[[], Any]] = []
         self._client: Client | None = None
         self._sync: SyncClient | None = None
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._url: str | None = None
-        self._new_pool()  # a URL that no adapter serves is told here
+        self._new_client()  # a URL that no adapter serves is told here
 
     # -- declaring
 
@@ -168,11 +185,8 @@ class App:
         if callable(queues):
             name = name_of(queues)
             raise DeclarationError(f"@app.route takes the names of queues: write @app.route('…') above {name}")
-        names = (queues,) if isinstance(queues, str) else tuple(queues)
-        bound = (topics,) if isinstance(topics, str) else tuple(topics)
-        for name in (*names, *bound):
-            if not isinstance(name, str) or not name:
-                raise DeclarationError(f"a queue's name is text and not empty, not {name!r}")
+        names = _texts("a queue's name", queues)
+        bound = _texts("a topic", topics)
         if not names:
             raise DeclarationError("a route needs at least one queue")
         keywords = {
@@ -211,12 +225,6 @@ class App:
         label = name_of(handler)
         if len(set(names)) < len(names):
             raise DeclarationError(f"{label}: a queue is named twice in {names}")
-        consumed = {(broker, vhost, queue): label for name in names for queue in (name, suspect_queue(name))}
-        for address in consumed:
-            owner = self._owners.get(address)
-            if owner is not None:
-                raise DuplicateQueue(address[2], owner)
-        self._owners.update(consumed)
         route = Route(
             name=label,
             queues=names,
@@ -228,12 +236,162 @@ class App:
             vhost=vhost,
             prefetch=policy.prefetch or self.prefetch,
         )
+        self._own(route)
         if route.one_by_one and policy.bulk_size > 1:
             self.log.warning("%s takes one message at a time: bulk_size=%d has no effect", label, policy.bulk_size)
         elif route.bulk_size < policy.bulk_size:
             text = "%s: batches hold at most %d messages, not bulk_size=%d: prefetch=%d is for concurrency=%d of them"
             self.log.warning(text, label, route.bulk_size, policy.bulk_size, route.prefetch, policy.concurrency)
         self.routes.append(route)
+
+    def _own(self, route: Route) -> None:
+        """:raises DuplicateQueue: another handler has one of its queues."""
+        names = [queue for name in route.queues for queue in (name, suspect_queue(name))]
+        consumed = {(route.broker, route.vhost, queue): route.name for queue in names}
+        for address in consumed:
+            owner = self._owners.get(address)
+            if owner is not None:
+                raise DuplicateQueue(address[2], owner)
+        self._owners.update(consumed)
+
+    @overload
+    def task(self, name: Callable[P, R], /) -> TaskFunction[P, R]: ...
+
+    @overload
+    def task(
+        self,
+        name: str | None = None,
+        *,
+        topics: Iterable[str] = (),
+        timeout: float | None = None,
+        isolation: Isolation = "auto",
+        retries: int = 0,
+        backoff: tuple[float, float] = (1, 300),
+        priorities: int = 10,
+        concurrency: int = 1,
+        cluster_limit: int | None = None,
+        rate_limit: float | str | None = None,
+        expires: float | None = None,
+        result_ttl: float | None = 86_400,
+    ) -> Callable[[Callable[P, R]], TaskFunction[P, R]]: ...
+
+    def task(
+        self,
+        name: str | Callable[..., Any] | None = None,
+        *,
+        topics: Iterable[str] = (),
+        timeout: float | None = None,
+        isolation: Isolation = "auto",
+        retries: int = 0,
+        backoff: tuple[float, float] = (1, 300),
+        priorities: int = 10,
+        concurrency: int = 1,
+        cluster_limit: int | None = None,
+        rate_limit: float | str | None = None,
+        expires: float | None = None,
+        result_ttl: float | None = 86_400,
+    ) -> Any:
+        """Declare a task: a function that is called through a queue. `@app.task`, `@app.task("name", …)`.
+
+        The queue has the task's name, which is the function's unless given, and is bound to `topics` too.
+        The function's parameters are filled from what is sent, converted to their annotations; one named
+        `task`, or annotated `Task`, gets the whole record.
+
+        `timeout`: seconds a run may take, then it is stopped. `isolation`: "auto" runs a coroutine in the
+        event loop and a plain function in a thread; "thread", "process" as they say; only a process can be
+        stopped for certain, wherever it hangs. `retries`: further attempts after a failure, each after a
+        delay of `backoff` (first, longest; exponential, full jitter). `priorities`: levels of the queue.
+        `concurrency`: runs at once in this process. `cluster_limit`: runs at once in all processes.
+        `rate_limit`: runs begun a second, or text such as "100/m", in all processes. `expires`: seconds
+        within which somebody must take it, unless the sender says otherwise. `result_ttl`: seconds that a
+        task is remembered after its end.
+
+        :raises ConfigError: a value that cannot be.
+        :raises DeclarationError: a function that could not be called.
+        :raises DuplicateTask: the app has a task of that name.
+        :raises DuplicateQueue: a route owns that queue.
+        :raises StoreRequired: a limit of the cluster, and nothing to keep it in.
+        """
+        options = {
+            "timeout": timeout,
+            "isolation": isolation,
+            "retries": retries,
+            "backoff": backoff,
+            "priorities": priorities,
+            "concurrency": concurrency,
+            "cluster_limit": cluster_limit,
+            "rate_limit": rate_limit,
+            "expires": expires,
+            "result_ttl": result_ttl,
+        }
+        policy = make_task_policy(options)
+        bound = _texts("a topic", topics)
+        for what in ("cluster_limit", "rate_limit"):
+            if options[what] is not None and self.store is None:
+                raise StoreRequired(what)
+
+        def declare(function: Callable[..., Any]) -> TaskFunction[..., Any]:
+            given = None if callable(name) else name
+            found = given if given is not None else getattr(function_of(function), "__name__", "")
+            _check_name("a task's name", found)
+            if found in self.tasks:
+                raise DuplicateTask(found, name_of(self.tasks[found].function))
+            task: TaskFunction[..., Any] = TaskFunction(function, found, bound, policy, lambda: self.client, self)
+            self._own(task.route)
+            self.tasks[found] = task
+            self.routes.append(task.route)
+            return task
+
+        return declare(name) if callable(name) else declare
+
+    def every(self, seconds: float, **options: Any) -> Callable[[Any], TaskFunction[..., Any]]:
+        """Declare a task that is enqueued every `seconds`, once in the cluster: at the multiples of that
+        interval since 1970 (UTC). `options` are those of `task`.
+
+        :raises StoreRequired: there is no store in which processes agree.
+        :raises ConfigError, DeclarationError: as `task`; an interval under 0.01 seconds.
+        """
+        from penstock.tasks.instants import Every  # not everybody's: it costs some milliseconds of each start
+
+        return self._schedule("every", lambda name: Every(name, seconds), options)
+
+    def cron(
+        self, expression: str, timezone: str | None = None, **options: Any
+    ) -> Callable[[Any], TaskFunction[..., Any]]:
+        """Declare a task that is enqueued at the instants of a cron expression, once in the cluster.
+
+        `timezone` is one of the IANA names, "Asia/Tokyo" say; none is UTC. `options` are those of `task`.
+
+        :raises StoreRequired: there is no store in which processes agree.
+        :raises ConfigError, DeclarationError: as `task`; an expression or zone that there is not.
+        """
+        from penstock.tasks.instants import Cron
+
+        return self._schedule("cron", lambda name: Cron(name, expression, timezone), options)
+
+    def _schedule(
+        self, what: str, make: Callable[[str], Schedule], options: dict[str, Any]
+    ) -> Callable[[Any], TaskFunction[..., Any]]:
+        make("any")  # what is wrong with it is told where it stands
+        if self.store is None:
+            raise StoreRequired(what)
+
+        def declare(function: Any) -> TaskFunction[..., Any]:
+            if isinstance(function, TaskFunction) and options:
+                text = f"{function.name} is a task already: give @app.task its options, {', '.join(options)}"
+                raise DeclarationError(text)
+            bare = function.function if isinstance(function, TaskFunction) else function
+            try:
+                Signature(bare).bind({"args": [], "kwargs": {}}, arguments=True)
+            except InvalidArguments as error:
+                raise DeclarationError(f"it is enqueued without arguments: {error}") from None
+            task = function if isinstance(function, TaskFunction) else self.task(**options)(function)
+            if any(one.name == task.name for one in self.schedules):
+                raise DeclarationError(f"{task.name} has a schedule already: declare another task for the other one")
+            self.schedules.append(make(task.name))
+            return task
+
+        return declare
 
     def subscribe(self, topic: str) -> Callable[[H], H]:
         """Declare a handler of what is broadcast to a topic while this app runs.
@@ -243,8 +401,7 @@ class App:
 
         :raises DeclarationError: a handler that could not be called with one argument.
         """
-        if not isinstance(topic, str) or not topic:
-            raise DeclarationError(f"a topic is text and not empty, not {topic!r}")
+        _check_name("a topic", topic)
 
         def declare(handler: H) -> H:
             self._listeners.append((topic, handler, bind_data(handler)))
@@ -275,8 +432,18 @@ class App:
     def url(self, value: str) -> None:
         if self._client is not None or self._life is not None:
             raise ConfigError("the broker's URL cannot change while the app is in use")
-        self._given_url, self._url = value, None
-        self._new_pool()
+        self._given_url, self._url, self._store = value, None, UNSET
+        self._new_client()
+
+    @property
+    def store(self) -> str | None:
+        """The store's URL; None: there is none.
+
+        :raises ConfigError: a URL that no adapter serves.
+        """
+        if self._store is UNSET:
+            self._store = resolve_store(self._given_store, self.url)
+        return self._store
 
     @property
     def client(self) -> Client:
@@ -296,28 +463,49 @@ class App:
     publish_many = _through_client(Client.publish_many)
     broadcast = _through_client(Client.broadcast)
 
-    def _new_pool(self) -> Pool:
+    send = _through_client(Client.send)
+    call = _through_client(Client.call)
+    waitfor = _through_client(Client.waitfor)
+
+    def parallel(self) -> Parallel:
+        """`async with app.parallel() as calls:` makes calls at the same time; see `Parallel`."""
+        return self.client.parallel()
+
+    def _new_client(self) -> Client:
         """:raises ConfigError: a URL that no adapter serves."""
         named = dict(self._brokers)
         if self._dead_letters is not None:
             named[DEAD_LETTERS] = self._dead_letters
-        return Pool(self.url, named, self._declare_queues)
 
-    def _new_client(self) -> Client:
-        return Client(pool=self._new_pool(), max_body=self.max_body)
+        async def opened(name: str | None, vhost: str | None, broker: Broker) -> None:
+            await self._declare_queues(name, vhost, broker, client)
 
-    async def _declare_queues(self, name: str | None, vhost: str | None, broker: Broker) -> None:
+        urls = {alias: config.named(url, f"{self._name}/{alias}") for alias, url in named.items()}
+        pool = Pool(config.named(self.url, self._name), urls, opened)
+        store = None if self.store is None else config.named(self.store, self._name)
+        client = Client(pool=pool, keeper=Keeper(store), max_body=self.max_body, fits=self._check_arguments)
+        return client
+
+    def _check_arguments(self, name: str, body: bytes, headers: Mapping[str, Any]) -> None:
+        """:raises InvalidArguments: the task of that name is here, and could not be called with that."""
+        task = self.tasks.get(name)
+        if task is not None:
+            task.signature.decode(body, headers, self.max_body)
+
+    async def _declare_queues(self, name: str | None, vhost: str | None, broker: Broker, client: Client) -> None:
         """What this app consumes exists from the first connection on, so that it can publish to itself."""
-        if name == DEAD_LETTERS:
-            for route in self.routes:
-                for queue in queues_of(route):
-                    if queue.name == dead_queue(queue.name.removesuffix(".dead")):
-                        await broker.declare(queue)
-            return
         for route in self.routes:
-            if (route.broker, route.vhost) == (name, vhost):
-                for queue in queues_of(route):
+            for queue in queues_of(route):
+                ours = (route.broker, route.vhost) == (name, vhost)
+                if ours or (name == DEAD_LETTERS and queue.name == dead_queue(queue.name.removesuffix(".dead"))):
                     await broker.declare(queue)
+        if self.tasks and self.store is not None and (name, vhost) == (None, None):
+            try:
+                ledger = await client._ledger(STORE_WITHIN)
+            except TimeoutError as error:
+                raise BrokerUnavailable(str(error)) from error
+            for task in self.tasks.values():
+                await ledger.register(task.name, task.topics)
 
     # -- running
 
@@ -328,7 +516,7 @@ class App:
         """
         if self._life is not None:
             raise RuntimeError("the app is running already")
-        self._life = _Life(self)
+        self._life = Life(self)
         try:
             await self._life.start()
         except BaseException:
@@ -357,94 +545,30 @@ class App:
         """
         from penstock import running
 
-        if App.importing:
+        if importing.get():
             raise ConfigError("app.run() is for scripts: put it under `if __name__ == '__main__':`")
         self.settings.update(settings)
         running.run_from_argv(self)
 
 
-class _Life:
-    """One run of an app, from start to stop."""
+def _texts(what: str, given: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several.
 
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._consumers: list[Consumer] = []
-        self._executors: list[Executor] = []
-        self._watchdog = Watchdog()
-        self._watching = False
-        self._started_hooks = False
-        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-
-    @property
-    def consuming(self) -> bool:
-        return bool(self._consumers) and all(consumer.consuming for consumer in self._consumers)
-
-    async def start(self) -> None:
-        app = self._app
-        current_app.set(app)
-        for route in app.routes:
-            await self._broker(route.broker, route.vhost)  # before the hooks: a wrong URL costs nothing yet
-        self._started_hooks = True
-        for hook in app._startup:
-            await _call(hook)
-        dead = await self._broker(DEAD_LETTERS, None) if app._dead_letters is not None else None
-        around = Surroundings(solitude=Solitude(), lease=app.lease, max_body=app.max_body, dead_letters=dead)
-        self._watchdog.__enter__()
-        self._watching = True
-        for topic, handler, decode in app._listeners:
-            executor = Executor(handler, 1, name_of(handler))
-            self._executors.append(executor)
-            await app.client._listening.add(topic, executor.call, decode)
-        for route in app.routes:
-            broker = await self._broker(route.broker, route.vhost)
-            consumer = Consumer(route, broker, around, self._fail)
-            await consumer.start()
-            self._consumers.append(consumer)
-        app.log.info("consuming %s from %s", ", ".join(self._queues()) or "nothing", config.mask(app.url))
-
-    def _queues(self) -> list[str]:
-        return [name for route in self._app.routes for name in route.queues]
-
-    async def _broker(self, name: str | None, vhost: str | None) -> Broker:
-        """A connected broker; one that cannot be reached is tried until it can."""
-        delay = FIRST_RETRY
-        while True:
-            try:
-                return await self._app.client._pool.get(name, vhost)
-            except BrokerUnavailable as error:
-                self._app.log.warning("broker not reachable, again in %.1f s: %s", delay, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_RETRY)
-
-    def _fail(self, error: BaseException) -> None:
-        self._app.log.critical("consuming cannot go on: %s: %s", type(error).__name__, error)
-        if not self.failed.done():
-            self.failed.set_result(error)
-
-    def cancel(self) -> None:
-        """Cut the grace short: cancel the handler calls under way. `stop` then releases their messages."""
-        for consumer in self._consumers:
-            consumer.cancel()
-
-    async def stop(self, grace: float) -> None:
-        app = self._app
-        await asyncio.gather(*(consumer.stop(grace) for consumer in self._consumers))
-        if self._started_hooks:
-            for hook in reversed(app._shutdown):
-                try:
-                    await _call(hook)
-                except Exception:
-                    app.log.exception("shutdown hook %r failed", hook)
-        for executor in self._executors:
-            executor.close()
-        if self._watching:
-            self._watchdog.__exit__(None, None, None)
-        if app._client is not None:
-            await app._client.close()
-            app._client = None
+    :raises DeclarationError: as `_check_name`.
+    """
+    if not isinstance(given, str | Iterable):
+        raise DeclarationError(f"{what} is text and not empty, not {given!r}")
+    texts = (given,) if isinstance(given, str) else tuple(given)
+    for text in texts:
+        _check_name(what, text)
+    return texts
 
 
-async def _call(hook: Callable[[], Any]) -> None:
-    result = hook()
-    if inspect.isawaitable(result):
-        await result
+def _check_name(what: str, name: Any) -> None:
+    """:raises DeclarationError: not a name that every message system could carry."""
+    if not isinstance(name, str) or not name:
+        raise DeclarationError(f"{what} is text and not empty, not {name!r}")
+    try:
+        check_text(what, name)
+    except ValueError as error:
+        raise DeclarationError(str(error)) from None

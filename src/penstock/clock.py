@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Protocol
+from typing import Any, Protocol
+
+LONGEST = 100 * 365.25 * 86_400
+"""Seconds of a hundred years: no wait, expiry or backoff is longer."""
 
 
 class Clock(Protocol):
@@ -30,6 +33,20 @@ class SystemClock:
 
 
 SYSTEM_CLOCK = SystemClock()
+
+
+def is_seconds(value: Any, *, above_zero: bool = False) -> bool:
+    """Whether it is a number of seconds that can be waited for: 0, or only above, to a hundred years."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= LONGEST and not (above_zero and value == 0)
+
+
+def is_backoff(value: Any) -> bool:
+    """Whether it is (first, longest), both in seconds."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return all(map(is_seconds, value)) and bool(value[0] <= value[1])
 
 
 def backoff_delay(attempt: int, backoff: tuple[float, float], rng: random.Random) -> float:

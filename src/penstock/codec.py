@@ -6,6 +6,9 @@ a foreign publisher left it out, the body is JSON if it parses as JSON and bytes
 
 from __future__ import annotations
 
+import asyncio
+import codecs
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +24,17 @@ BYTES = "application/octet-stream"
 
 CONTENT_TYPE = "content-type"
 CONTENT_ENCODING = "content-encoding"
+CONTENT = (CONTENT_TYPE, CONTENT_ENCODING)
+"""The headers that describe a body."""
+
+COMPRESS_OVER = 32 * 1024  # bytes
+ASIDE_OVER = 256 * 1024
+"""Bytes over which compressing would hold up an event loop."""
+SAMPLE = 64 * 1024  # bytes of a large body that show whether it is worth it
+COMPRESS_LEVEL = 3  # half as fast for a tenth less is not worth it on a message's way
+
+_CHARSETS = re.compile("utf|ascii|iso8859|cp125|shift_jis|euc|gb|big5|koi8")
+"""Whose decoders take no longer than their text is long, which not all do."""
 
 _JSON_HEADERS: Mapping[str, str] = {CONTENT_TYPE: JSON}
 
@@ -28,7 +42,9 @@ Decode = Callable[[bytes, Mapping[str, Any], int], Any]
 
 
 def _foreign(value: Any) -> Any:
-    """What msgspec does not know: pydantic models say themselves as plain data."""
+    """What msgspec does not know: text of a class of its own is text, pydantic models say themselves as plain data."""
+    if isinstance(value, str):
+        return str.__str__(value)
     dump = getattr(value, "model_dump", None)
     if callable(dump):
         return dump(mode="json")
@@ -45,11 +61,13 @@ def encode(body: Any, headers: Mapping[str, Any] | None = None) -> tuple[bytes, 
     :raises Unencodable: a value without a JSON form.
     """
     kind = type(body)
+    if headers:
+        headers = _plain(headers)
     if kind is bytes or kind is bytearray or kind is memoryview:
         data, content_type = bytes(body), BYTES
-    elif kind is str:
+    elif isinstance(body, str):
         try:
-            data, content_type = body.encode(), TEXT
+            data, content_type = str.encode(body), TEXT
         except UnicodeEncodeError as error:
             raise Unencodable(f"text that is not valid Unicode: {one_line(error)}") from None
     else:
@@ -62,6 +80,13 @@ def encode(body: Any, headers: Mapping[str, Any] | None = None) -> tuple[bytes, 
     if headers and CONTENT_TYPE in headers:
         return data, headers
     return data, {**(headers or {}), CONTENT_TYPE: content_type}
+
+
+def _plain(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Text of a class of its own, a `Handle` say, as plain text: not every adapter could write it."""
+    return {
+        str.__str__(name): str.__str__(value) if isinstance(value, str) else value for name, value in headers.items()
+    }
 
 
 def decode(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
@@ -117,6 +142,30 @@ def typed(kind: Any) -> Decode:
     return decode_typed
 
 
+def compress(data: bytes, headers: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    """A body and its headers, gzipped where that is worth it: over 32 KiB, not packed already, and smaller for it."""
+    if len(data) <= COMPRESS_OVER or CONTENT_ENCODING in headers:
+        return data, headers
+    if len(data) > ASIDE_OVER and len(_pack(data[:SAMPLE])) >= SAMPLE * 0.95:
+        return data, headers
+    packed = _pack(data)
+    if len(packed) >= len(data):
+        return data, headers
+    return packed, {**headers, CONTENT_ENCODING: "gzip"}
+
+
+async def compress_aside(data: bytes, headers: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+    """As `compress`; a large body in a thread."""
+    if len(data) <= ASIDE_OVER:
+        return compress(data, headers)
+    return await asyncio.to_thread(compress, data, headers)
+
+
+def _pack(data: bytes) -> bytes:
+    packer = zlib.compressobj(level=COMPRESS_LEVEL, wbits=31)
+    return packer.compress(data) + packer.flush()
+
+
 def decompress(raw: bytes, headers: Mapping[str, Any], limit: int) -> bytes:
     """The body behind `content-encoding`, never unpacking more than `limit` bytes.
 
@@ -157,6 +206,8 @@ def _text(raw: bytes, parameters: str) -> str:
         if name.strip().lower() == "charset":
             charset = value.strip().strip('"')
     try:
+        if not _CHARSETS.match(codecs.lookup(charset).name):
+            raise LookupError(f"{charset!r} is no charset of a message here")
         return raw.decode(charset)
     except (LookupError, ValueError) as error:
         raise InvalidMessage(f"not text: {' '.join(str(error).split())}") from None

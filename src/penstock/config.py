@@ -134,6 +134,15 @@ def amqp_url(host: str = "127.0.0.1", port: int = 5672, user: str = "guest", pas
     return f"amqp://{quote(user, safe='')}:{quote(password, safe='')}@{host}:{port}/"
 
 
+def named(url: str, name: str) -> str:
+    """`memory://`, which is another system for each that connects, under a name that several can use; any other
+    URL as it is."""
+    scheme, separator, rest = url.partition("://")
+    if scheme.lower() != "memory" or (rest and not rest.startswith("?")):
+        return url
+    return f"{scheme}{separator}{quote(name)}{rest}"
+
+
 def mask(url: str) -> str:
     """A URL fit for a log: its password replaced by stars."""
     head, separator, rest = url.partition("://")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 from collections.abc import Iterable, Mapping
 
@@ -24,6 +25,21 @@ class DuplicateQueue(DeclarationError):
     def __init__(self, queue: str, owner: str) -> None:
         self.queue = queue
         super().__init__(f"queue {queue!r} already belongs to {owner}")
+
+
+class DuplicateTask(DeclarationError):
+    """A task's name that the app has already."""
+
+    def __init__(self, name: str, owner: str) -> None:
+        self.name = name
+        super().__init__(f"there is a task {name!r} already: {owner}")
+
+
+class StoreRequired(ConfigError):
+    """Something that must be remembered, where nothing is configured to remember it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} needs a store: give App(store=…), PENSTOCK_STORE or --store, sqlite:///tasks.db say")
 
 
 class Unsupported(PenstockError):
@@ -78,7 +94,14 @@ class StorageFull(PublishError):
 
 
 class PublishTimeout(PublishError, TimeoutError):
-    """The broker did not confirm in time; whether it has the message is not known."""
+    """The broker did not confirm in time; whether it has the message is not known.
+
+    Where it was never connected to, `reached` is False: it does not have the message.
+    """
+
+    def __init__(self, message: str = "", failed: Mapping[int, PublishError] | None = None, reached: bool = True):
+        self.reached = reached
+        super().__init__(message, failed)
 
 
 class BodyTooLarge(PublishError, ValueError):
@@ -95,6 +118,54 @@ class Unencodable(PublishError, TypeError):
 
 class InvalidMessage(PenstockError, ValueError):
     """A received body that cannot be decoded or does not fit the handler's type."""
+
+
+class InvalidArguments(InvalidMessage, TypeError):
+    """Arguments that the task's function cannot be called with."""
+
+
+class NotUnique(PublishError):
+    """A task with the same unique key that has not ended yet: `taskid`."""
+
+    def __init__(self, key: str, taskid: str) -> None:
+        self.key, self.taskid = key, taskid
+        super().__init__(f"unique key {key!r} belongs to task {taskid}, which has not ended")
+
+
+class UnknownTask(PenstockError, LookupError):
+    """A task of which the store knows nothing (any more)."""
+
+    def __init__(self, taskid: str) -> None:
+        self.taskid = taskid
+        super().__init__(f"there is no task {taskid!r} in the store: never sent, or ended too long ago")
+
+
+class ExpirationError(PenstockError):
+    """Nobody took it in time."""
+
+
+class TimeoutError(PenstockError, builtins.TimeoutError):
+    """Taken, and not answered in time; or not ended within the time one would wait."""
+
+
+class TaskCancelled(PenstockError):
+    """The task was cancelled before it ended."""
+
+    def __init__(self, taskid: str) -> None:
+        self.taskid = taskid
+        super().__init__(f"task {taskid} was cancelled")
+
+
+class RemoteError(PenstockError):
+    """What a task raised, where it ran.
+
+    `type` is the name of its class, `message` what it said, `traceback` the text of its traceback or None.
+    Its own text is the first two in one line.
+    """
+
+    def __init__(self, type: str, message: str, traceback: str | None = None) -> None:
+        self.type, self.message, self.traceback = type, message, traceback
+        super().__init__(" ".join((f"{type}: {message}" if message else type).split()))
 
 
 class Unavailable(PenstockError):

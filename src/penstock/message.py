@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from penstock.clock import is_seconds
+
 RESERVED = "penstock-"
 """Prefix of the headers in which the engine carries its own state. Users never see them."""
 
@@ -31,6 +33,8 @@ class Outgoing(msgspec.Struct, kw_only=True):
     delay: float = 0.0
     """Seconds before it can be received."""
     persistent: bool = True
+    reply_to: str | None = None
+    """Where an answer goes: an inbox's address, as its broker understands it."""
 
 
 class Delivery(msgspec.Struct):
@@ -52,6 +56,8 @@ class Delivery(msgspec.Struct):
     """The adapter's own handle."""
     lost: bool = False
     """Set by the adapter once it knows that the message is no longer ours."""
+    reply_to: str | None = None
+    """Where an answer goes: an inbox's address, as its broker understands it."""
 
     def outgoing(self) -> Outgoing:
         """The same message, to be put somewhere once more."""
@@ -64,6 +70,7 @@ class Delivery(msgspec.Struct):
             priority=self.priority,
             enqueued_at=self.enqueued_at,
             expires_at=self.expires_at,
+            reply_to=self.reply_to,
         )
 
 
@@ -84,7 +91,7 @@ class Message:
     the handler raises afterwards. Without a verdict the route's policy decides.
     """
 
-    __slots__ = ("_delay", "attempt", "body", "decision", "queue", "source")
+    __slots__ = ("_delay", "attempt", "body", "decision", "queue", "source", "taken")
 
     def __init__(self, source: Delivery, body: Any, attempt: int, queue: str) -> None:
         self.source = source
@@ -93,6 +100,8 @@ class Message:
         self.attempt = attempt
         self.queue = queue
         self.decision: Decision | None = None
+        self.taken = True
+        """What is done with it has begun: it expires no more."""
 
     @property
     def id(self) -> str:
@@ -155,9 +164,9 @@ class Message:
     def retry(self, delay: float | None = None) -> None:
         """Another attempt after `delay` seconds (None: the route's backoff).
 
-        :raises ValueError: a negative delay.
+        :raises ValueError: a delay that is negative, or no number of seconds.
         """
-        if delay is not None and delay < 0:
+        if delay is not None and not is_seconds(delay):
             raise ValueError(f"delay must be 0 or more seconds, not {delay}")
         self.decision, self._delay = Decision.RETRY, delay
 

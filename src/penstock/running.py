@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from penstock import config, logs
-from penstock.errors import ConfigError, PenstockError, near, one_line
+from penstock.errors import ConfigError, PenstockError, StoreRequired, near, one_line
 
 if TYPE_CHECKING:
-    from penstock.app import App, _Life
+    from penstock.app import App
+    from penstock.life import Life
 
 log = logging.getLogger("penstock")
 
@@ -31,6 +32,8 @@ LINK = "PENSTOCK_SUPERVISOR_FD"
 
 DRAIN, CANCEL, ABANDON = 1, 2, 3
 """How a process is asked to end: finish what runs, cancel what runs, leave at once."""
+
+WORN_OUT = 75  # exit status: drained because too much was stuck, to be started again (EX_TEMPFAIL)
 
 LAST_WAIT = 2.0  # seconds for cancelled tasks and threads to end by themselves
 
@@ -84,7 +87,7 @@ class Link:
         loop.add_reader(self._socket, readable)
 
 
-OWN_FLAGS = ("--verbose", "--log-level", "--logging", "--log-format", "--broker", "--host", "--port")
+OWN_FLAGS = ("--verbose", "--log-level", "--logging", "--log-format", "--broker", "--store", "--host", "--port")
 
 
 def run_from_argv(app: App) -> None:
@@ -97,6 +100,7 @@ def run_from_argv(app: App) -> None:
     parser.add_argument("--log-level", "--logging", dest="log_level", help=", ".join(logs.LEVELS))
     parser.add_argument("--log-format", help=" or ".join(logs.FORMATS))
     parser.add_argument("--broker", help="the broker's URL")
+    parser.add_argument("--store", help="the store's URL")
     parser.add_argument("-H", "--host", help="RabbitMQ host")
     parser.add_argument("-P", "--port", type=int, help="RabbitMQ port")
     flags, others = parser.parse_known_args()
@@ -105,7 +109,7 @@ def run_from_argv(app: App) -> None:
             parser.error(f"unknown option {other}{hint}")
     try:
         settings = config.load()
-        point(app, flags.broker, flags.host, flags.port)
+        point(app, flags.broker, flags.host, flags.port, flags.store)
         if not logging.getLogger().handlers:
             level = "debug" if flags.verbose else flags.log_level or settings.log_level
             logs.configure(level, flags.log_format or settings.log_format)
@@ -117,17 +121,22 @@ def run_from_argv(app: App) -> None:
         sys.exit(status)
 
 
-def point(app: App, broker: str | None, host: str | None, port: int | None) -> None:
-    """Give an app another broker than it declared, from flags.
+def point(app: App, broker: str | None, host: str | None, port: int | None, store: str | None = None) -> None:
+    """Give an app another broker or store than it declared, from flags.
 
-    :raises ConfigError: both a URL and a host.
+    :raises ConfigError: both a URL and a host; a URL that no adapter serves.
+    :raises StoreRequired: it has schedules, and with that broker no store.
     """
     if host is not None or port is not None:
         if broker is not None:
             raise ConfigError("give --broker or --host and --port, not both")
         broker = config.amqp_url(host or "127.0.0.1", port or 5672)
-    if broker is not None:
-        app.url = broker
+    if store is not None:
+        app._given_store = store
+    if broker is not None or store is not None:
+        app.url = broker or app.url
+        if app.schedules and app.store is None:
+            raise StoreRequired(f"the schedule of {app.schedules[0].name!r}")
 
 
 def consume(app: App, link: Link | None = None) -> int:
@@ -135,11 +144,14 @@ def consume(app: App, link: Link | None = None) -> int:
 
     The first SIGTERM or SIGINT drains, the second cancels the handler calls under way and releases
     their messages, the third leaves at once. An error that ends the start is one line, on stderr or to
-    the supervisor.
+    the supervisor. A process in which too many runs are stuck drains and is started again: by the
+    supervisor, else by itself.
     """
     runner = asyncio.Runner(loop_factory=_loop_factory())
     process = _Process(app, link)
     status = runner.run(process.run())
+    if status == WORN_OUT and link is None:
+        _start_again()
     if process.abandoned or _stuck_threads():
         # A handler that never returned would keep the interpreter from ending.
         log.error("leaving without the handler calls that did not end; their messages come again")
@@ -147,6 +159,15 @@ def consume(app: App, link: Link | None = None) -> int:
         os._exit(status or 1)
     runner.close()
     return status
+
+
+def _start_again() -> None:
+    """Become a new process of the same command: what was stuck is gone with the old one."""
+    log.warning("starting again")
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - it is what we were started with
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -181,7 +202,7 @@ class _Process:
         self._level = 0
         self._signals: list[signal.Signals] = []
         self._started = False
-        self._life: _Life | None = None
+        self._life: Life | None = None
 
     async def run(self) -> int:
         """Consume until asked to end; the exit status."""
@@ -210,9 +231,10 @@ class _Process:
                 self._life = life
                 if self._link is not None:
                     self._link.tell(Report(grace=app.grace))
-                stopped = asyncio.ensure_future(self._stop.wait())
-                await asyncio.wait((stopped, life.failed), return_when=asyncio.FIRST_COMPLETED)
+                stopped, worn_out = (asyncio.ensure_future(one.wait()) for one in (self._stop, life.worn_out))
+                await asyncio.wait((stopped, worn_out, life.failed), return_when=asyncio.FIRST_COMPLETED)
                 stopped.cancel()
+                worn_out.cancel()
         except asyncio.CancelledError:
             if not self._level:
                 raise
@@ -224,7 +246,9 @@ class _Process:
             log.critical("the start failed", exc_info=error)
             self._complain(f"the start failed: {one_line(error)}")
             return 1
-        return 1 if life.failed.done() else self._told_status()
+        if life.failed.done():
+            return 1
+        return WORN_OUT if life.worn_out.is_set() and not self._stop.is_set() else self._told_status()
 
     def _told_status(self) -> int:
         return 130 if self._signals[:1] == [signal.SIGINT] else 0

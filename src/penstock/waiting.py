@@ -1,9 +1,14 @@
-"""`Bell`: waiting until there may be something to do, at most so long."""
+"""`Bell`: waiting until there may be something to do; `Gathering`: doing together what is asked for together."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Bell:
@@ -40,3 +45,51 @@ class Bell:
                 return False
         event.clear()
         return True
+
+
+class Gathering(Generic[T, R]):
+    """What many ask for in one turn of the event loop is done in one go.
+
+    `work(items)` returns an outcome for each, in order; an exception it raises reaches all who asked.
+    Several goes may be under way together. It belongs to the event loop in which it is first used.
+    """
+
+    def __init__(self, work: Callable[[Sequence[T]], Awaitable[Sequence[R]]], most: int = 500) -> None:
+        self._work = work
+        self._most = most
+        self._waiting: list[tuple[T, asyncio.Future[R]]] = []
+        self._going: set[asyncio.Task[None]] = set()
+
+    async def do(self, item: T) -> R:
+        """Cancelling may come too late: then it is done all the same."""
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[R] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._go)
+        self._waiting.append((item, outcome))
+        return await outcome
+
+    def _go(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), self._most):
+            task = asyncio.create_task(self._carry_out(waiting[start : start + self._most]))
+            self._going.add(task)
+            task.add_done_callback(self._going.discard)
+
+    async def _carry_out(self, asked: list[tuple[T, asyncio.Future[R]]]) -> None:
+        asked = [one for one in asked if not one[1].done()]
+        try:
+            outcomes = await self._work([item for item, _ in asked]) if asked else []
+        except BaseException as error:
+            for _, future in asked:
+                if not future.done():
+                    if isinstance(error, asyncio.CancelledError):
+                        future.cancel()
+                    else:
+                        future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for (_, future), outcome in zip(asked, outcomes, strict=True):
+                if not future.done():
+                    future.set_result(outcome)

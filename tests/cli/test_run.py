@@ -111,7 +111,7 @@ def test_signal_while_the_broker_cannot_be_reached_ends_the_start(penstock: Shel
     penstock.make_queues()
     locked = sqlite3.connect("q.db", isolation_level=None)
     jobs = penstock.folder / "jobs.py"
-    source = "from penstock.brokers.sqlite import file\nfile.BUSY_TIMEOUT = 0.05\n" + jobs.read_text()
+    source = "from penstock.sqlite import file\nfile.BUSY_TIMEOUT = 0.05\n" + jobs.read_text()
     jobs.write_text(source)
     locked.execute("BEGIN IMMEDIATE")
     running = penstock.start("run", "jobs")

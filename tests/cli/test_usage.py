@@ -32,6 +32,11 @@ def test_version_is_told(penstock: Shell) -> None:
         ["publish", "orders", "{not json"],
         ["publish", "orders", "1", "--priority", "256"],
         ["publish", "orders", "-", "--id", "x"],
+        ["publish", "orders", "1", "--delay", "inf"],
+        ["publish", "orders", "1", "--expires", "nan"],
+        ["call", "add", "--timeout", "1e300"],
+        ["send", "add", "--timeout", "inf"],
+        ["send", "add", "--expires", "1e300"],
         ["run", "jobs", "--processes", "0"],
         ["queues", "--log-level", "loud"],
         ["queues", "--broker", "memory://", "-H", "localhost"],
@@ -46,7 +51,7 @@ def test_wrong_use_is_one_line_and_status_2(penstock: Shell, arguments: list[str
     assert result.out == ""
 
 
-@pytest.mark.parametrize("command", ["run", "publish", "queues", "dead", "check", "doctor"])
+@pytest.mark.parametrize("command", ["run", "publish", "send", "call", "queues", "dead", "tasks", "check", "doctor"])
 def test_every_command_explains_itself(penstock: Shell, command: str) -> None:
     assert "Usage: penstock" in penstock(command, "--help").out
 

@@ -16,6 +16,7 @@ from pamqp.commands import Basic
 
 from penstock.brokers import registry
 from penstock.brokers.amqp import AmqpBroker, topology, wire
+from penstock.brokers.amqp.line import Line
 from penstock.brokers.base import Ack, Broker, Move, Queue, Release, Settlement
 from penstock.errors import (
     BrokerError,
@@ -365,3 +366,28 @@ async def sever(broker: Broker) -> None:
     for link in (broker.consuming, broker.publishing):
         if link._connection is not None:
             await link._connection.close(ConnectionResetError("severed"))
+
+
+@pytest.mark.parametrize("where", ["id", "value", "name"])
+async def test_text_that_is_no_utf_8_ends_no_connection(amqp_url: str, where: str) -> None:
+    given = {
+        "id": Basic.Properties(message_id="ZZZZ"),
+        "value": Basic.Properties(message_id="x", headers={"a": "ZZZZ"}),
+        "name": Basic.Properties(message_id="x", headers={"ZZZZ": "a"}),
+    }
+    broker = registry.connect(amqp_url)
+    await broker.open()
+    await broker.declare(Queue("theirs"))
+    subscription = broker.subscribe([Queue("theirs")], prefetch=10, lease=5, on_lost=lambda lost: None)
+    async with aiormq.connect(amqp_url) as connection:
+        channel = await connection.channel(publisher_confirms=False)
+        line = Line(channel)  # type: ignore[arg-type]  # the driver promises less than it gives
+        frames = line.marshal("", "theirs", given[where], b"1", mandatory=False)
+        await line.write(frames.replace(b"ZZZZ", b"\xff\xfe\xff\xff"))
+        (delivery,) = await subscription.receive(10, 10)
+        assert delivery.raw == b"1"
+        assert (await subscription.settle([Ack(delivery)])) == []
+        await broker.publish([message("theirs")])
+        assert len(await subscription.receive(10, 10)) == 1
+        await broker.close()
+        await channel.queue_delete("theirs")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from penstock.brokers.base import Admin, Capabilities, Inbox, Move, OnLost, Queue, Release, Settlement
+from penstock.brokers.base import Admin, Capabilities, Inbox, Move, OnLost, OnRefused, Queue, Release, Settlement
 from penstock.brokers.memory import MemoryBroker, MemorySubscription
 from penstock.errors import PublishError, Unsupported
 from penstock.message import Delivery, Outgoing
@@ -52,6 +52,22 @@ class PlainSubscription:
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+class PlainInbox:
+    def __init__(self, inner: Inbox) -> None:
+        self._inner = inner
+        self.listen, self.receive, self.close = inner.listen, inner.receive, inner.close
+
+    @property
+    def life(self) -> int:
+        return self._inner.life
+
+    async def request(self, message: Outgoing, refused: OnRefused) -> None:
+        if message.delay > 0:
+            refused(PublishError("this system has no delays"))
+        else:
+            await self._inner.request(disguised(message), refused)
 
 
 class PlainBroker:
@@ -101,8 +117,11 @@ class PlainBroker:
     async def broadcast(self, message: Outgoing) -> None:
         await self._inner.broadcast(message)
 
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        await self._inner.reply(messages)
+
     def inbox(self) -> Inbox:
-        return self._inner.inbox()
+        return PlainInbox(self._inner.inbox())
 
     def subscribe(
         self, queues: Sequence[Queue], *, prefetch: int, lease: float, on_lost: OnLost, ahead: bool = True

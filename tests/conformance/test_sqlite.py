@@ -13,10 +13,11 @@ import pytest
 
 from penstock.brokers import registry
 from penstock.brokers.base import Queue
-from penstock.brokers.sqlite import SqliteBroker, sql
+from penstock.brokers.sqlite import SqliteBroker
 from penstock.brokers.sqlite.broker import LOOK
-from penstock.brokers.sqlite.file import Transaction
 from penstock.errors import BrokerRefused, ConfigError, StorageFull, Unroutable
+from penstock.sqlite import schema
+from penstock.sqlite.file import Transaction
 from penstock.testing.conformance import Conformance, Harness
 from penstock.testing.conformance.harness import System, acks, ids, message, messages
 from penstock.testing.victim import killed
@@ -98,7 +99,7 @@ async def test_a_directory_is_no_file(tmp_path: Path) -> None:
     assert "is a directory" in await refusal(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 99])
+@pytest.mark.parametrize("version", [0, 3, 99])
 async def test_another_schema_is_named_and_refused(tmp_path: Path, version: int) -> None:
     path = tmp_path / "queue.db"
     await (broker := SqliteBroker(f"sqlite:///{path}")).open()
@@ -106,7 +107,7 @@ async def test_another_schema_is_named_and_refused(tmp_path: Path, version: int)
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
-    assert f"schema {version}; this Penstock knows schema {sql.VERSION}" in await refusal(path)
+    assert f"schema {version}; this Penstock knows schema {schema.VERSION}" in await refusal(path)
 
 
 async def test_an_empty_file_becomes_ours(tmp_path: Path) -> None:

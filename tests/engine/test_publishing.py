@@ -218,6 +218,8 @@ async def test_an_unconfirmed_publish_times_out(tmp_path: Any) -> None:
         (b"[" * 100_000, {"content-type": "application/json"}, "not JSON"),
         (b"\xff\xfe", {"content-type": "text/plain"}, "not text"),
         (b"x", {"content-type": "text/plain; charset=klingon"}, "not text"),
+        (b"x", {"content-type": "text/plain; charset=punycode"}, "is no charset of a message here"),
+        (b"x", {"content-type": "text/plain; charset=zlib"}, "not text"),
         (b"not gzip", {"content-encoding": "gzip"}, "broken gzip"),
         (gzip.compress(b"x" * 1000)[:-12], {"content-encoding": "gzip"}, "broken gzip"),
         (gzip.compress(b"0" * 50_000_000), {"content-encoding": "gzip"}, "ceiling of 1048576 bytes"),

@@ -382,7 +382,7 @@ async def test_what_is_stored_is_not_reported_as_failed_for_want_of_a_wake_up(
     def no_more(*args: Any) -> socket.socket:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("penstock.brokers.sqlite.wake.socket.socket", no_more)
+    monkeypatch.setattr("penstock.sqlite.wake.socket.socket", no_more)
     first, second = (Outgoing(id=id, topic="q", body=b"1") for id in "12")
     refusals = await asyncio.gather(broker.publish([first]), broker.publish([second]))
     assert list(refusals) == [[None], [None]]
@@ -418,7 +418,7 @@ async def test_a_stop_does_not_wait_for_a_process_that_keeps_the_file_locked(
 ) -> None:
     import fcntl
 
-    monkeypatch.setattr("penstock.brokers.sqlite.file.LAST_WAIT", 0.2)
+    monkeypatch.setattr("penstock.sqlite.file.LAST_WAIT", 0.2)
     app = App(f"sqlite:///{tmp_path}/q.db", grace=0.1)
 
     @app.route("q")

@@ -484,6 +484,7 @@ async def test_messages_of_a_key_go_in_order_also_through_failures(make_app: Mak
         refused = str(error)
     if refused is not None:
         assert "order" in refused
+        await app.client.close()
         return
     async with app:
         for n in range(20):
@@ -592,5 +593,6 @@ async def test_priority_delay_and_expiry_of_published_messages(make_app: MakeApp
     async with app:
         await eventually(lambda: len(got) == 4)
         info = await queue_info(app, "q")
-    assert got == ["high", "middle", "low", "late"]
+        told_apart = (await capabilities(app)).priorities
+    assert got == (["high", "middle", "low", "late"] if told_apart else ["low", "high", "middle", "late"])
     assert info.expired in (1, None)

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiormq
+import nats
+import psycopg
 from pamqp.commands import Basic
 
 from penstock import SyncClient
-from penstock.testing.faults import Ledger, Processes, RabbitNode, wait_until
+from penstock.brokers import registry
+from penstock.brokers.base import QueueInfo
+from penstock.brokers.redis import RedisBroker
+from penstock.testing.faults import Ledger, NatsNode, Processes, RabbitNode, RedisNode, wait_until
 
 LEASE = 1.5
 PREFETCH = 16
@@ -44,6 +49,8 @@ class Scene(ABC):
     crowd = 10_000
     """Messages that it carries in some ten seconds, processes being killed meanwhile."""
     backlog = 50_000
+    kills = 20
+    """Of consumers, while it carries the crowd."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.url = url
@@ -93,6 +100,10 @@ class Scene(ABC):
     @abstractmethod
     def dead(self) -> list[Letter]: ...
 
+    def by(self, port: int, *, quick: bool = False) -> str:
+        """The URL by which it is reached at another port, a proxy's; `quick`: a silent line is noticed in 6 s."""
+        raise NotImplementedError
+
     def sound(self) -> bool:
         """Whether the system's own data is whole, as far as it can say."""
         return True
@@ -131,9 +142,47 @@ class SqliteScene(Scene):
         return self.query("PRAGMA integrity_check") == [("ok",)]
 
 
-class RabbitScene(Scene):
+class PostgresScene(Scene):
+    kills = 50
+
+    def query(self, statement: str) -> list[Any]:
+        """`{s}`: the schema."""
+        url, _, schema = self.url.partition("?schema=")
+        with psycopg.connect(url, autocommit=True) as connection:
+            return connection.execute(statement.replace("{s}", f'"{schema}"').encode()).fetchall()
+
+    def declared(self) -> bool:
+        if self.query("SELECT to_regclass('{s}.queues')") == [(None,)]:
+            return False
+        names = {name for (name,) in self.query("SELECT name FROM {s}.queues")}
+        return names >= {f"{queue}.dead" for queue in QUEUES}
+
+    def in_hand(self, queue: str) -> InHand:
+        select = f"FROM {{s}}.messages m JOIN {{s}}.queues q ON q.id = m.queue WHERE name = '{queue}'"
+        ((count, held),) = self.query(f"SELECT count(*), count(owner) {select}")
+        return InHand(count - held, held)
+
+    def left(self) -> int:
+        select = "FROM {s}.messages m JOIN {s}.queues q ON q.id = m.queue"
+        return int(self.query(f"SELECT count(*) {select} WHERE name NOT LIKE '%.dead'")[0][0])
+
+    def dead(self) -> list[Letter]:
+        select = "FROM {s}.messages m JOIN {s}.queues q ON q.id = m.queue"
+        described = [json.loads(meta) for (meta,) in self.query(f"SELECT meta {select} WHERE name LIKE '%.dead'")]
+        return [_letter(id, headers) for id, *_, headers in described]
+
+
+class Served(Scene):
+    """A system that is a server of ours."""
+
+    node: RabbitNode | RedisNode
+
+
+class RabbitScene(Served):
     crowd = 4_000
     backlog = 20_000
+
+    node: RabbitNode
 
     def __init__(self, folder: Path, node: RabbitNode, vhost: str) -> None:
         self.node = node
@@ -144,6 +193,9 @@ class RabbitScene(Scene):
     def close(self) -> None:
         super().close()
         self.node.delete_vhost(self.vhost)
+
+    def by(self, port: int, *, quick: bool = False) -> str:
+        return self.node.url(self.vhost, port, **({"heartbeat": 1} if quick else {}))
 
     def declared(self) -> bool:
         return set(self.node.queues(self.vhost)) >= {f"{queue}.dead" for queue in QUEUES}
@@ -161,6 +213,107 @@ class RabbitScene(Scene):
         return asyncio.run(
             read_dead(self.url, [name for name, found in queues if name.endswith(".dead") and found.ready])
         )
+
+
+class RedisScene(Served):
+    kills = 50
+    node: RedisNode
+
+    def __init__(self, folder: Path, node: RedisNode, vhost: str) -> None:
+        self.node = node
+        self.vhost = vhost
+        super().__init__(folder, node.url(vhost))
+
+    def by(self, port: int, *, quick: bool = False) -> str:
+        return self.node.url(self.vhost, port, **({"timeout": 2} if quick else {}))
+
+    def queues(self) -> dict[str, QueueInfo]:
+        return asyncio.run(self._inspect())
+
+    async def _inspect(self) -> dict[str, QueueInfo]:
+        broker = RedisBroker(self.url)
+        try:
+            return {info.name: info for info in await broker.admin.inspect()}
+        finally:
+            await broker.close()
+
+    def declared(self) -> bool:
+        return set(self.queues()) >= {f"{queue}.dead" for queue in QUEUES}
+
+    def in_hand(self, queue: str) -> InHand:
+        found = self.queues()[queue]
+        return InHand(found.ready or 0, found.unsettled or 0)
+
+    def left(self) -> int:
+        queues = self.queues().items()
+        return sum((one.ready or 0) + (one.unsettled or 0) for name, one in queues if not name.endswith(".dead"))
+
+    def dead(self) -> list[Letter]:
+        return asyncio.run(self._dead())
+
+    async def _dead(self) -> list[Letter]:
+        broker = RedisBroker(self.url)
+        try:
+            names = [info.name for info in await broker.admin.inspect() if info.name.endswith(".dead")]
+            pages = [(await broker.admin.browse(name, 1000))[0] for name in names]
+            return [_letter(one.id, dict(one.headers)) for page in pages for one in page]
+        finally:
+            await broker.close()
+
+
+class NatsScene(Scene):
+    kills = 50
+    backlog = 20_000
+
+    def __init__(self, folder: Path, node: NatsNode, space: str) -> None:
+        self.node = node
+        self.space = space
+        super().__init__(folder, node.url(space))
+
+    def _look(self) -> dict[str, tuple[int, int]]:
+        """Messages and those handed out, by queue."""
+        return asyncio.run(count_streams(self.node.url(), f"{self.space}-q-"))
+
+    def declared(self) -> bool:
+        return self._look().keys() >= {f"{queue}=2Edead" for queue in QUEUES}
+
+    def in_hand(self, queue: str) -> InHand:
+        count, held = self._look()[queue]
+        return InHand(count - held, held)
+
+    def left(self) -> int:
+        return sum(count for name, (count, _) in self._look().items() if not name.endswith("=2Edead"))
+
+    def dead(self) -> list[Letter]:
+        async def read() -> list[Letter]:
+            broker = registry.connect(self.url)
+            await broker.open()
+            try:
+                assert broker.admin is not None
+                names = [info.name for info in await broker.admin.inspect() if info.name.endswith(".dead")]
+                pages = [await broker.admin.browse(name, 10_000) for name in names]
+                return [_letter(one.id, dict(one.headers)) for page, _ in pages for one in page]
+            finally:
+                await broker.close()
+
+        return asyncio.run(read())
+
+
+async def count_streams(url: str, prefix: str) -> dict[str, tuple[int, int]]:
+    """Messages in the streams of a prefix and how many of them are handed out, by the rest of the name."""
+    client = await nats.connect(url)
+    try:
+        manager = client.jsm()
+        found = {}
+        for stream in await manager.streams_info():
+            name = stream.config.name or ""
+            if name.startswith(prefix):
+                consumers = await manager.consumers_info(name)
+                held = sum(one.num_ack_pending or 0 for one in consumers)
+                found[name.removeprefix(prefix)] = (stream.state.messages, held)
+        return found
+    finally:
+        await client.close()
 
 
 async def read_dead(url: str, queues: list[str]) -> list[Letter]:

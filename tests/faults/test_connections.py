@@ -1,4 +1,4 @@
-"""The line to RabbitMQ is cut, goes silent, or is closed by the server: consuming goes on by itself.
+"""The line to the server is cut, goes silent, or is closed by the server: consuming goes on by itself.
 
 The app runs in this process, its connections through a proxy to a server of our own.
 """
@@ -21,7 +21,7 @@ import pytest
 from penstock import App, Client, Message
 from penstock.errors import PublishError
 from penstock.testing.faults import Proxy, RabbitNode
-from tests.faults.scenes import PREFETCH, RabbitScene, read_dead
+from tests.faults.scenes import PREFETCH, RabbitScene, Served, read_dead
 from tests.helpers import eventually
 
 pytestmark = [pytest.mark.blocks, pytest.mark.timeout(180)]
@@ -58,12 +58,10 @@ def resident() -> int:
 
 
 @pytest.mark.parametrize("who", ["the line swallows everything", "the server is frozen"])
-async def test_a_half_open_connection_is_noticed_within_three_heartbeats(
-    rabbit: RabbitScene, node: RabbitNode, who: str
-) -> None:
+async def test_a_half_open_connection_is_noticed_within_three_heartbeats(served: Served, who: str) -> None:
     handled: Counter[str] = Counter()
-    async with Proxy(node.port) as proxy:
-        app = App(node.url(rabbit.vhost, proxy.port, heartbeat=HEARTBEAT), prefetch=PREFETCH)
+    async with Proxy(served.node.port) as proxy:
+        app = App(served.by(proxy.port, quick=True), prefetch=PREFETCH)
 
         @app.route("work")
         async def work(message: Message) -> None:
@@ -71,9 +69,9 @@ async def test_a_half_open_connection_is_noticed_within_three_heartbeats(
 
         async with app:
             await works(app, handled)
-            (proxy.swallow if "line" in who else node.pause)()
+            (proxy.swallow if "line" in who else served.node.pause)()
             noticed = await seconds_until(lambda: not app.consuming, "it is noticed")
-            (proxy.restore if "line" in who else node.resume)()
+            (proxy.restore if "line" in who else served.node.resume)()
             began = time.monotonic()
             await works(app, handled)
             back = time.monotonic() - began
@@ -84,14 +82,14 @@ async def test_a_half_open_connection_is_noticed_within_three_heartbeats(
 
 
 async def test_two_hundred_cut_connections_lose_nothing_and_leave_nothing_behind(
-    rabbit: RabbitScene, node: RabbitNode, caplog: pytest.LogCaptureFixture
+    served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     cuts, rng = 200, random.Random(5)
     caplog.set_level(logging.CRITICAL)  # records that a test keeps would count as growth
     handled: Counter[str] = Counter()
     confirmed: list[str] = []
-    async with Proxy(node.port) as proxy:
-        url = node.url(rabbit.vhost, proxy.port)
+    async with Proxy(served.node.port) as proxy:
+        url = served.by(proxy.port)
         app = App(url, prefetch=PREFETCH)
 
         @app.route("work", concurrency=4, backoff=(0.05, 0.2))
@@ -206,35 +204,34 @@ async def test_a_handler_slower_than_consumer_timeout_ends_in_the_dead_letters_a
     assert warnings, caplog.text[-2000:]
 
 
-async def test_a_cut_between_effect_and_acknowledgement_repeats_at_most_that_one(
-    rabbit: RabbitScene, node: RabbitNode
-) -> None:
-    total, cuts, pause = 2_500, 100, 0.15
+async def test_a_cut_between_effect_and_acknowledgement_repeats_at_most_that_one(served: Served) -> None:
+    total, cuts, pause = 3_500, 100, 0.15
     effects: Counter[str] = Counter()
     by_key: dict[str, int] = {}
-    async with Proxy(node.port) as proxy:
-        app = App(node.url(rabbit.vhost, proxy.port), prefetch=4)
+    async with Proxy(served.node.port) as proxy:
+        app = App(served.by(proxy.port), prefetch=4)
         left, last = cuts, 0.0
 
         @app.route("work", backoff=(0.05, 0.2))
         async def work(message: Message) -> None:
             nonlocal left, last
-            await asyncio.sleep(0.005)  # the acknowledgement of the one before arrives meanwhile
+            # One fault at a time: what the last cut sent back has been sorted by then.
+            cutting = left and message.attempt == 1 and time.monotonic() > last + pause
+            await asyncio.sleep(0.05 if cutting else 0.005)  # the acknowledgement of the one before arrives meanwhile
             effects[message.id] += 1
             by_key.setdefault(message.id, message.body)  # an effect that knows its key is had once
-            # One fault at a time: what the last cut sent back has been sorted by then.
-            if left and message.attempt == 1 and time.monotonic() > last + pause:
+            if cutting:
                 left, last = left - 1, time.monotonic()
                 proxy.cut()
                 await asyncio.sleep(0.01)  # as long as it takes to be known here: nothing else is begun
 
-        publish = rabbit.client.publish_many  # not through the proxy, which is cut all the time
+        publish = served.client.publish_many  # not through the proxy, which is cut all the time
         async with app:
             confirmed = await asyncio.to_thread(publish, "work", list(range(total)))
             took = await seconds_until(lambda: set(confirmed) <= set(effects), "all are handled", 120)
 
             async def settled() -> bool:
-                return not await asyncio.to_thread(rabbit.left)
+                return not await asyncio.to_thread(served.left)
 
             await eventually(settled, "all are settled", 30)
     duplicates = sum(effects.values()) - len(effects)

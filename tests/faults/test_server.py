@@ -1,4 +1,4 @@
-"""The RabbitMQ server itself is stopped, killed and starved, under load."""
+"""The server itself is stopped, killed and starved, under load."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from penstock import App, Message, PublishTimeout, SyncClient
 from penstock.errors import BrokerError
-from penstock.testing.faults import RabbitNode, seconds_until, wait_until
-from tests.faults.scenes import PREFETCH, RabbitScene
+from penstock.testing.faults import RabbitNode, RedisNode, seconds_until, wait_until
+from tests.faults.scenes import PREFETCH, RabbitScene, Served
 from tests.helpers import eventually
 
 pytestmark = [pytest.mark.blocks, pytest.mark.timeout(300)]
@@ -52,35 +52,36 @@ class Publisher:
             self._stop.wait(0.05)
 
 
-def stop(node: RabbitNode) -> None:
+def stop(node: RabbitNode | RedisNode) -> None:
     node.stop()
 
 
-def kill(node: RabbitNode) -> None:
+def kill(node: RabbitNode | RedisNode) -> None:
     node.kill()
 
 
 @pytest.mark.parametrize("end", [stop, kill])
 def test_a_restart_of_the_server_loses_nothing_and_needs_none_of_ours(
-    rabbit: RabbitScene, node: RabbitNode, end: Callable[[RabbitNode], None]
+    served: Served, end: Callable[[RabbitNode | RedisNode], None]
 ) -> None:
+    node = served.node
     backs: list[float] = []
-    with rabbit.consumers(2) as consumers:
+    with served.consumers(2) as consumers:
         first = {process.pid for process in consumers.running}
-        wait_until(rabbit.declared, "the queues are declared", 20)
-        with Publisher(rabbit.client, 20_000) as publisher:
+        wait_until(served.declared, "the queues are declared", 20)
+        with Publisher(served.client, 20_000) as publisher:
             for _ in range(RESTARTS):
-                before = rabbit.ledger.count("finished")
-                wait_until(lambda: rabbit.ledger.count("finished") >= before + 100, "it is at work", 30)  # noqa: B023
+                before = served.ledger.count("finished")
+                wait_until(lambda: served.ledger.count("finished") >= before + 100, "it is at work", 30)  # noqa: B023
                 end(node)
                 node.start()
-                before = rabbit.ledger.count("finished")
-                back = seconds_until(lambda: rabbit.ledger.count("finished") > before, "it works again", 60)  # noqa: B023
+                before = served.ledger.count("finished")
+                back = seconds_until(lambda: served.ledger.count("finished") > before, "it works again", 60)  # noqa: B023
                 backs.append(back)
-        rabbit.wait_for_all(publisher.confirmed)
+        served.wait_for_all(publisher.confirmed)
         assert {process.pid for process in consumers.running} == first
         assert all(process.poll() is None for process in consumers.running), consumers.log[-2000:]
-    finished = rabbit.ledger.times("finished")
+    finished = served.ledger.times("finished")
     lost = set(publisher.confirmed) - set(finished)
     duplicates = sum(finished[id] - 1 for id in publisher.confirmed)
     times = ", ".join(f"{back:.1f}" for back in backs)
@@ -91,7 +92,7 @@ def test_a_restart_of_the_server_loses_nothing_and_needs_none_of_ours(
     assert publisher.confirmed
     assert not lost
     assert max(backs) <= BACK_WITHIN
-    assert rabbit.dead() == []
+    assert served.dead() == []
 
 
 async def test_under_a_memory_alarm_publishing_times_out_and_consuming_goes_on(

@@ -8,11 +8,11 @@ delay, dead letter and replay. An adapter stores and hands over; every state tra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
-from penstock.errors import PublishError
+from penstock.errors import BrokerError, PublishError
 from penstock.message import Delivery, Outgoing
 
 
@@ -20,7 +20,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a message system can do. Read by the engine, asserted by the conformance suite."""
 
     durable: bool
-    """A confirmed message survives the death of every process and a power cut."""
+    """A confirmed message survives the death of every process, and a power cut: unless the adapter's page says what
+    the server has to be told for that."""
     atomic_move: bool
     """`Move` happens whole or not at all; else it may leave the message twice, with the same id."""
     atomic_publish: bool
@@ -50,6 +51,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     exact_length: bool
     """`Queue.max_length` is never exceeded, what consumers hold counts, and what one queue refuses reaches none.
     Else it is a brake: publishing far beyond it answers `QueueFull`."""
+    transactions: bool = False
+    """It is a `Transactional`: messages can be published inside a transaction of the caller's."""
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -93,6 +96,7 @@ class Move(msgspec.Struct, frozen=True):
 Settlement: TypeAlias = Ack | Release | Move
 
 OnLost: TypeAlias = Callable[[Sequence[Delivery]], None]
+OnRefused: TypeAlias = Callable[[BrokerError], None]
 
 
 class Subscription(Protocol):
@@ -129,7 +133,13 @@ class Subscription(Protocol):
 
 
 class Inbox(Protocol):
-    """What reaches only those who live: broadcasts. Nothing in it is stored, settled or sent again."""
+    """What reaches only those who live: broadcasts, and replies to the requests that were made here. Nothing
+    in it is stored, settled or sent again."""
+
+    @property
+    def life(self) -> int:
+        """Grows when requests made before can no longer be answered here: the connection was lost, say."""
+        ...
 
     async def listen(self, topics: frozenset[str]) -> None:
         """Hear what is broadcast to these topics from now on, and to no others. When it returns, it is so.
@@ -139,17 +149,32 @@ class Inbox(Protocol):
         ...
 
     async def receive(self, wait: float) -> list[Delivery]:
-        """What has come in, as soon as there is something; an empty list after `wait` seconds. Cancel-safe.
+        """What has come in, as soon as there is something; an empty list after `wait` seconds, or once `life`
+        has grown. Cancel-safe.
 
-        What is broadcast while the system cannot be reached, or past `INBOX_SIZE` that nobody fetches,
-        is not heard.
+        A reply has the inbox's own address for its topic, and the id that the replier gave it. What is sent
+        while the system cannot be reached, or past `INBOX_SIZE` that nobody fetches, is not heard.
 
         :raises BrokerUnavailable: call again later; listening again is the adapter's business.
         """
         ...
 
+    async def request(self, message: Outgoing, refused: OnRefused) -> None:
+        """Publish a message (to every queue bound to its topic) whose receiver finds this inbox in
+        `Delivery.reply_to`. It needs no `listen` before. Returns when the message is on its way; a priority, an
+        expiry or a delay means what it means to `publish`. Who is asked twice may answer twice.
+
+        `refused` is called in the event loop, at most once, if it turns out that no queue took it
+        (`Unroutable`, `QueueFull`, …) or that the line broke before that was known (`BrokerUnavailable`).
+        It may be called before this returns, and not after `close`.
+
+        :raises BrokerUnavailable: it was not sent.
+        """
+        ...
+
     async def close(self) -> None:
-        """Hear nothing more. Idempotent; wakes a blocked `receive`."""
+        """Hear nothing more: `life` has grown, and `receive` returns an empty list at once. Idempotent; wakes a
+        blocked `receive`."""
         ...
 
 
@@ -255,6 +280,14 @@ class Broker(Protocol):
         """
         ...
 
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        """Send each to the inbox that its topic names, the `reply_to` of a request. Not stored, not confirmed;
+        an inbox that has gone, or an address that never was one, is no error, and costs the others nothing.
+
+        :raises BrokerUnavailable: they may not have been sent.
+        """
+        ...
+
     def inbox(self) -> Inbox:
         """A new inbox, which listens to nothing yet. Not shared between event loops."""
         ...
@@ -270,6 +303,23 @@ class Broker(Protocol):
         It keeps its messages for as long as its event loop turns. Once it has been silent for `lease`
         seconds they are handed to others, counted as redelivered. `on_lost` is called in the event
         loop with the deliveries that are known to have gone, after marking each `lost`.
+        """
+        ...
+
+
+@runtime_checkable
+class Transactional(Protocol):
+    """What a broker with `capabilities.transactions` does beside: its queues are where the caller's own data is."""
+
+    async def publish_within(self, messages: Sequence[Outgoing], transaction: Any) -> Sequence[PublishError | None]:
+        """As `Broker.publish`, inside a transaction that the caller has begun, and ends: what is committed is as
+        durable as that, and heard of then; what is rolled back was never there. A refusal leaves the transaction
+        as it is.
+
+        :param transaction: what the caller's driver has for it; the adapter says which.
+        :raises TypeError: it is nothing of that kind.
+        :raises ValueError: no transaction has begun.
+        :raises BrokerError: the system raised an error, and with it the transaction is as good as rolled back.
         """
         ...
 

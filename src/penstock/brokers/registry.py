@@ -22,7 +22,15 @@ ADAPTERS = {
     "amqp": Entry("penstock.brokers.amqp", "AmqpBroker", "rabbitmq"),
     "amqps": Entry("penstock.brokers.amqp", "AmqpBroker", "rabbitmq"),
     "memory": Entry("penstock.brokers.memory", "MemoryBroker", None),
+    "nats": Entry("penstock.brokers.nats", "NatsBroker", "nats"),
+    "postgres": Entry("penstock.brokers.postgres", "PostgresBroker", "postgres"),
+    "postgresql": Entry("penstock.brokers.postgres", "PostgresBroker", "postgres"),
+    "redis": Entry("penstock.brokers.redis", "RedisBroker", "redis"),
+    "redis+unix": Entry("penstock.brokers.redis", "RedisBroker", "redis"),
+    "rediss": Entry("penstock.brokers.redis", "RedisBroker", "redis"),
     "sqlite": Entry("penstock.brokers.sqlite", "SqliteBroker", None),
+    "tls": Entry("penstock.brokers.nats", "NatsBroker", "nats"),
+    "unix": Entry("penstock.brokers.redis", "RedisBroker", "redis"),
 }
 
 

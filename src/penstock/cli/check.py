@@ -18,8 +18,8 @@ def check(
     target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app; `:app` may be left out.")],
 ) -> None:
     """Load an app and hold it against its brokers. Nothing is made or changed; exit status 1 on problems."""
-    app = load(target)
-    running.point(app, call.broker, call.host, call.port)
+    app = load(target, call.store)
+    running.point(app, call.broker, call.host, call.port, call.store)
     report = call.run(checking.check(app))
     if call.json:
         print_json(report)
@@ -33,10 +33,19 @@ def _print(report: checking.Report) -> None:
     for route in report.routes:
         topics = f", bound to {', '.join(route.topics)}" if route.topics else ""
         print(clean(f"route    {route.handler}: {', '.join(route.queues)}{topics} on {route.broker}"))
+    for task in report.tasks:
+        topics = f", bound to {', '.join(task.topics)}" if task.topics else ""
+        print(clean(f"task     {task.name}: {task.handler}{topics} on {task.broker}"))
+    for schedule in report.schedules:
+        print(clean(f"schedule {schedule.task}: {schedule.definition}, next {schedule.next or 'never'}"))
+    if report.tasks:
+        print(clean(f"store    {report.store or 'none: results are not kept'}"))
     for text in report.notes:
         print(clean(f"note     {text}"))
     for stale in report.stale:
-        print(clean(f"stale    queue {stale.queue!r} is still bound to {stale.topic!r}, which no route declares"))
+        print(
+            clean(f"stale    queue {stale.queue!r} is still bound to {stale.topic!r}, which is not declared any more")
+        )
     for text in report.problems:
         print(clean(f"problem  {text}"))
     found = len(report.stale) + len(report.problems)

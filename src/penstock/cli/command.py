@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from penstock import config, logs
+from penstock.client.publishing import resolve_store
 from penstock.errors import near
 
 T = TypeVar("T")
@@ -24,6 +25,7 @@ class UsageError(Exception):
 
 _COMMON: dict[str, tuple[Any, Any]] = {
     "broker": (Annotated[str | None, typer.Option("--broker", metavar="URL", help="The broker's URL.")], None),
+    "store": (Annotated[str | None, typer.Option("--store", metavar="URL", help="The store's URL.")], None),
     "host": (Annotated[str | None, typer.Option("--host", "-H", help="RabbitMQ host, in place of a URL.")], None),
     "port": (Annotated[int | None, typer.Option("--port", "-P", help="RabbitMQ port.")], None),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print for programs.")], False),
@@ -45,6 +47,7 @@ class Call:
         self.json: bool = options["as_json"]
         self.verbose: bool = options["verbose"]
         self.broker: str | None = options["broker"]
+        self.store: str | None = options["store"]
         self.host: str | None = options["host"]
         self.port: int | None = options["port"]
         _known("--log-level", options["log_level"], logs.LEVELS)
@@ -62,6 +65,14 @@ class Call:
         if self.host is not None or self.port is not None:
             return config.amqp_url(self.host or "127.0.0.1", self.port or 5672)
         return self.broker or self.settings.broker or config.default_broker()
+
+    @property
+    def store_url(self) -> str | None:
+        """The store's URL: as the broker's, but by default the broker's own where it can be a store too, else None.
+
+        :raises ConfigError: a URL that no adapter serves.
+        """
+        return resolve_store(self.store, self.url)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Carry out something asynchronous."""

@@ -14,7 +14,7 @@ _COLORS: dict[Health, str] = {"ok": "green", "note": "blue", "warning": "yellow"
 
 
 def doctor(call: Call) -> None:
-    """Look for what may be wrong with this machine, the configuration and the broker. Nothing is changed."""
+    """Look for what may be wrong with this machine, the configuration, the broker and the store. Nothing is changed."""
     findings = call.run(_examine(call))
     if call.json:
         print_json(findings)
@@ -24,7 +24,7 @@ def doctor(call: Call) -> None:
 
 async def _examine(call: Call) -> list[Finding]:
     findings = []
-    async for finding in examine(call.url):
+    async for finding in examine(call.url, call.store_url):
         findings.append(finding)
         if not call.json:
             _print(finding)

@@ -8,15 +8,16 @@ import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
+from penstock.cli import bodies
+from penstock.cli.bodies import Headers, Priority, seconds
 from penstock.cli.command import Call, UsageError
 from penstock.cli.output import Advance, note, print_json, progress
 from penstock.client import SyncClient
 from penstock.client.client import MAX_BODY
-from penstock.control.brokers import missing_file
-from penstock.errors import BodyTooLarge, BrokerRefused, InvalidMessage, PenstockError, PublishError
+from penstock.control.brokers import require_files
+from penstock.errors import BodyTooLarge, InvalidMessage, PenstockError, PublishError
 
 READ = 256 * 1024  # bytes asked of stdin; what there is goes out, so that a slow source is not held up
 CHUNK = 1000  # messages published in one round trip
@@ -29,77 +30,34 @@ def publish(
         str | None, typer.Argument(metavar="JSON|-", help="The body; `-` reads one a line from stdin; none is null.")
     ] = None,
     key: Annotated[str | None, typer.Option(help="Ordering key.")] = None,
-    priority: Annotated[int, typer.Option(min=0, max=255, help="Higher goes first.")] = 0,
-    delay: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Not before then.")] = None,
-    expires: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Dropped if untaken by then.")] = None,
-    header: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A header; repeatable.")] = None,
+    priority: Priority = 0,
+    delay: Annotated[
+        float | None, typer.Option(min=0, callback=seconds, metavar="SECONDS", help="Not before then.")
+    ] = None,
+    expires: Annotated[
+        float | None, typer.Option(min=0, callback=seconds, metavar="SECONDS", help="Dropped if untaken by then.")
+    ] = None,
+    header: Headers = None,
     id: Annotated[str | None, typer.Option(help="The message's id, in place of a random one.")] = None,
 ) -> None:
     """Publish one message, or one for each line of stdin. Prints the id, or how many."""
     options: dict[str, Any] = {"key": key, "priority": priority, "delay": delay, "expires": expires}
-    options["headers"] = dict(_pair(one) for one in header or ())
+    options["headers"] = bodies.headers(header)
     if body == "-":
         if id is not None:
             raise UsageError("--id is for one message; stdin may hold many")
-        if sys.stdin is None:
-            raise UsageError("stdin is closed: there are no lines to read")
-        _require_file(call.url)
+        bodies.require_stdin("lines")
+        require_files(call.url)
         _publish_lines(call, name, options)
         return
-    value = _parse_argument(body)
-    _require_file(call.url)
+    value = bodies.argument(body)
+    require_files(call.url)
     with SyncClient(call.url) as client:
         published = client.publish(name, value, id=id, **options)
     if call.json:
         print_json({"id": published})
     else:
         print(published)
-
-
-def _require_file(url: str) -> None:
-    """Where the message system is a file that does not exist, no queue can be bound to the name: make no file.
-
-    :raises BrokerRefused: there is none.
-    """
-    missing = missing_file(url)
-    if missing is not None:
-        raise BrokerRefused(f"there is no file {missing}: start a consumer once, or check the directory and --broker")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise UsageError(f"--header {text}: write NAME=VALUE")
-    return name, value
-
-
-def _parse_argument(body: str | None) -> Any:
-    if body is None:
-        return None
-    try:
-        return _json(body.encode(errors="surrogateescape"))
-    except InvalidMessage as error:
-        raise UsageError(f"the body is {error}; text is written '\"…\"', in both quotes") from None
-
-
-def _json(text: bytes) -> msgspec.Raw:
-    """JSON as it stands, found to be right.
-
-    :raises InvalidMessage: it is not.
-    :raises BodyTooLarge: as it says.
-    """
-    if len(text) > MAX_BODY:
-        raise BodyTooLarge(len(text), MAX_BODY)
-    try:
-        msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        why = str(error).removeprefix("JSON is malformed: ")
-        raise InvalidMessage(f"not JSON: {why}") from None
-    except UnicodeDecodeError:
-        raise InvalidMessage("not JSON: not UTF-8") from None
-    except RecursionError:
-        raise InvalidMessage("not JSON that can be read: nested too deeply") from None
-    return msgspec.Raw(text)
 
 
 def _publish_lines(call: Call, name: str, options: dict[str, Any]) -> None:
@@ -136,7 +94,7 @@ class _Lines:
                 self._publish_chunk(lines[at : at + CHUNK])
 
     def _publish_chunk(self, lines: list[bytes]) -> None:
-        bodies: list[Any] = []
+        values: list[Any] = []
         numbers: list[int] = []
         bad: PenstockError | None = None
         for number, line in enumerate(lines, self.line + 1):
@@ -144,36 +102,36 @@ class _Lines:
             if not text:
                 continue
             try:
-                bodies.append(_json(text))
+                values.append(bodies.parse(text))
             except (InvalidMessage, BodyTooLarge) as error:
-                bad = self._stopped(number, len(bodies), error)
+                bad = self._stopped(number, len(values), error)
                 break
             numbers.append(number)
-        self._send(bodies, numbers)
+        self._send(values, numbers)
         if bad is not None:
             raise bad
         self.line += len(lines)
         self._bytes += sum(map(len, lines)) + len(lines)
         self._advance(self._bytes, self.published)
 
-    def _send(self, bodies: list[Any], numbers: list[int]) -> None:
-        if not bodies:
+    def _send(self, values: list[Any], numbers: list[int]) -> None:
+        if not values:
             return
         try:
-            self._client.publish_many(self._name, bodies, **self._options)
+            self._client.publish_many(self._name, values, **self._options)
         except PublishError as error:
             if not error.failed:
                 raise PublishError(
                     f"lines {numbers[0]} to {numbers[-1]}: {error}; {self.published} published for certain"
                 ) from error
             first = min(error.failed)
-            gone = len(bodies) - len(error.failed)
+            gone = len(values) - len(error.failed)
             self.published += gone
             others = f" ({len(error.failed)} refused, {gone} published from lines {numbers[0]} to {numbers[-1]})"
             raise PublishError(
                 f"line {numbers[first]}: {error.failed[first]}{others if gone else ''}; {self.published} published"
             ) from error
-        self.published += len(bodies)
+        self.published += len(values)
 
     def _stopped(self, number: int, before: int, why: PenstockError) -> PublishError:
         return PublishError(f"line {number}: {why}; {self.published + before} published, all from the lines before it")

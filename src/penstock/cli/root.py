@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 import penstock
-from penstock.cli import check, dead, doctor, publish, queues, run_command
+from penstock.cli import call_command, check, dead, doctor, publish, queues, run_command, send, tasks
 from penstock.cli.command import Call, UsageError, debugging, with_common_options
-from penstock.cli.output import complain
-from penstock.errors import PenstockError, one_line
+from penstock.cli.output import clean, complain
+from penstock.errors import PenstockError, RemoteError, one_line
 
 NAME = "penstock"
 
@@ -39,13 +39,17 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    raise UsageError("say what to do: run, publish, queues, dead, check or doctor (penstock --help tells more)")
+    commands = "run, publish, send, call, queues, dead, tasks, check or doctor"
+    raise UsageError(f"say what to do: {commands} (penstock --help tells more)")
 
 
 app.command("run")(with_common_options(run_command.run))
 app.command("publish")(with_common_options(publish.publish))
+app.command("send")(with_common_options(send.send))
+app.command("call")(with_common_options(call_command.call))
 app.add_typer(queues.app, name="queues")
 app.add_typer(dead.app, name="dead")
+app.add_typer(tasks.app, name="tasks")
 app.command("check")(with_common_options(check.check))
 app.command("doctor")(with_common_options(doctor.doctor))
 
@@ -75,7 +79,15 @@ def _failed(error: Exception) -> int:
         complain(f"{told()} ({where} --help tells more)")
         return 2
     if debugging():
-        traceback.print_exception(error)
+        _show_where(error)
     known = isinstance(error, PenstockError | ValueError)
     complain(str(error) if known and str(error) else f"{one_line(error)} (unexpected; -v shows where)")
     return 1
+
+
+def _show_where(error: Exception) -> None:
+    """The traceback; of what was raised elsewhere, the one from there."""
+    if isinstance(error, RemoteError) and error.traceback:
+        print(clean(error.traceback.rstrip(), lines=True), file=sys.stderr)
+    else:
+        traceback.print_exception(error)

@@ -37,8 +37,8 @@ def run(
         supervisor = Supervisor(_arguments(call, target), processes or call.settings.processes, reload=reload)
         raise typer.Exit(supervisor.run())
     try:
-        app = load(target)
-        running.point(app, call.broker, call.host, call.port)
+        app = load(target, call.store)
+        running.point(app, call.broker, call.host, call.port, call.store)
     except PenstockError as error:
         if link is None:
             raise
@@ -53,7 +53,8 @@ def _arguments(call: Call, target: str) -> list[str]:
     """The command line of a supervised process."""
     arguments = ["run", target, "--log-format", call.log_format]
     arguments += ["--log-level", call.log_level or call.settings.log_level]
-    for flag, value in (("--broker", call.broker), ("--host", call.host), ("--port", call.port)):
+    flags = {"--broker": call.broker, "--store": call.store, "--host": call.host, "--port": call.port}
+    for flag, value in flags.items():
         if value is not None:
             arguments += [flag, str(value)]
     return arguments

@@ -8,7 +8,7 @@ import inspect
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 from penstock import codec
@@ -97,6 +97,9 @@ class Listening:
         self._inbox: Inbox | None = None
         self._pumping: asyncio.Task[None] | None = None
         self._applying: asyncio.Task[None] | None = None
+        self._ended = False
+        self._is_wanted = False
+        """Somebody wants to listen, once nothing is `ended` any more."""
 
     def add(self, topic: str, callback: Callback, decode: codec.Decode = codec.decode) -> Listener:
         listener = Listener(self, topic, callback, decode)
@@ -120,18 +123,33 @@ class Listening:
         if not self._listeners:
             return
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        if self._pumping is None or self._pumping.done():
+        if self._ended:
+            self._is_wanted = True
+        elif self._pumping is None or self._pumping.done() or self._pumping.get_loop() is not loop:
             self._pumping = asyncio.create_task(self._pump(), name="penstock-listening")
         elif self._inbox is not None:
             self._applying = asyncio.create_task(self._apply_soon(self._inbox))
 
-    async def close(self) -> None:
-        """Hear nothing until `start` again. Idempotent."""
+    @contextlib.asynccontextmanager
+    async def ended(self) -> AsyncIterator[None]:
+        """Hear nothing until `start` again, which takes effect at the end of this block at the earliest."""
+        self._ended = True
+        try:
+            await self._stop()
+            yield
+        finally:
+            self._ended = False
+            if self._is_wanted:
+                self._is_wanted = False
+                self.start()
+
+    async def _stop(self) -> None:
+        loop = asyncio.get_running_loop()
         for task in (self._pumping, self._applying):
-            if task is not None:
+            if task is not None and task.get_loop() is loop:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
         self._pumping = self._applying = None
@@ -143,13 +161,15 @@ class Listening:
         failures = 0
         while True:
             try:
-                self._inbox = (await self._get_broker()).inbox()
-                await self._apply(self._inbox)
-                while True:
-                    heard = await self._inbox.receive(RECEIVE_WAIT)
+                inbox = self._inbox = (await self._get_broker()).inbox()
+                life = inbox.life
+                await self._apply(inbox)
+                while inbox.life == life:
+                    heard = await inbox.receive(RECEIVE_WAIT)
                     failures = 0
                     for delivery in heard:
                         self._dispatch(delivery)
+                raise BrokerUnavailable("the connection was lost")
             except BrokerUnavailable as error:
                 failures += 1
                 delay = backoff_delay(failures, BACKOFF, random.Random())  # noqa: S311 - jitter

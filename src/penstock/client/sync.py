@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from penstock.client.client import MAX_BODY, Client, resolve_broker
+from penstock.client.handles import SyncHandle
+from penstock.client.parallel import SyncParallel
 from penstock.errors import BrokerUnavailable
 
 P = ParamSpec("P")
@@ -42,13 +44,14 @@ class SyncClient:
         url: str | None = None,
         *,
         brokers: Mapping[str, str] | None = None,
+        store: str | None = None,
         max_body: int = MAX_BODY,
         make: Callable[[], Client] | None = None,
     ) -> None:
         if make is None:
             resolved = resolve_broker(url)
-            Client(resolved, brokers=brokers)  # a bad URL is told here, not at the first verb
-            make = functools.partial(Client, resolved, brokers=brokers, max_body=max_body)
+            Client(resolved, brokers=brokers, store=store)  # a bad URL is told here, not at the first verb
+            make = functools.partial(Client, resolved, brokers=brokers, store=store, max_body=max_body)
         self._make = make
         self._starting = threading.Lock()
         self._line: _Line | None = None
@@ -58,8 +61,26 @@ class SyncClient:
     publish = _blocking(Client.publish)
     publish_many = _blocking(Client.publish_many)
     broadcast = _blocking(Client.broadcast)
+    call = _blocking(Client.call)
+    waitfor = _blocking(Client.waitfor)
     connect = _blocking(Client.connect)
     unsubscribe = _blocking(Client.unsubscribe)
+    _send = _blocking(Client.send)
+
+    def send(self, topic: str, content: Any = None, **options: Any) -> SyncHandle:
+        """As `Client.send`."""
+        return SyncHandle(self._send(topic, content, **options), self._run)
+
+    def parallel(self) -> SyncParallel:
+        """`with client.parallel() as calls:` makes calls at the same time, at the end of the block."""
+
+        async def carry_out(client: Client, asked: list[tuple[Any, Any, dict[str, Any]]]) -> list[Any]:
+            async with client.parallel() as calls:
+                for name, data, options in asked:
+                    calls.call(name, data, **options)
+            return calls.results
+
+        return SyncParallel(lambda asked: self._run(lambda client: carry_out(client, asked)))
 
     def subscribe(self, topic: str, callback: Callable[[Any], Any]) -> None:
         """`Client.subscribe`, live when it returns. The callback runs in the client's own thread, until
@@ -82,8 +103,12 @@ class SyncClient:
         """Disconnect and end the thread. Idempotent; the next verb starts again.
 
         A verb under way in another thread raises `BrokerUnavailable`, unless it ends by itself first.
+
+        :raises RuntimeError: in a callback of its own, in the very thread that it would wait for.
         """
         with self._starting:
+            if self._line is not None and self._line.is_here():
+                raise RuntimeError("a blocking verb would stop the event loop: await the async one instead")
             line, self._line = self._line, None
         if line is not None:
             line.close()
@@ -128,6 +153,10 @@ class _Line:
             return await verb(self._client)
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop)
+
+    def is_here(self) -> bool:
+        """Whether this is its thread."""
+        return threading.current_thread() is self._thread
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()

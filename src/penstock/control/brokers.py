@@ -1,4 +1,4 @@
-"""Connections for an operator: one broker for one command."""
+"""Connections for an operator: one broker or store for one command."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from penstock.brokers import registry
 from penstock.brokers.base import Admin, Broker
 from penstock.config import mask, parse_url
 from penstock.errors import BrokerRefused, Unsupported
+from penstock.stores import registry as stores
+from penstock.stores.ledger import Ledger
 
 
 @runtime_checkable
-class FileBroker(Protocol):
-    """A message system that is a file."""
+class InFile(Protocol):
+    """A message system or store that is a file."""
 
     path: str
 
@@ -25,8 +27,15 @@ def database(url: str) -> str | None:
 
     :raises ConfigError: a URL that no adapter serves.
     """
-    broker = registry.connect(url)
-    return os.path.abspath(broker.path) if isinstance(broker, FileBroker) else None
+    return _path(registry.connect(url))
+
+
+def store_file(url: str) -> str | None:
+    """The file behind a store's URL, where the store is one.
+
+    :raises ConfigError: a URL that no adapter serves.
+    """
+    return _path(stores.connect(url))
 
 
 def missing_file(url: str) -> str | None:
@@ -34,8 +43,28 @@ def missing_file(url: str) -> str | None:
 
     :raises ConfigError: a URL that no adapter serves.
     """
-    path = database(url)
-    return path if path is not None and not os.path.exists(path) else None
+    return _missing(database(url))
+
+
+def missing_store_file(url: str) -> str | None:
+    """The same for a store.
+
+    :raises ConfigError: a URL that no adapter serves.
+    """
+    return _missing(store_file(url))
+
+
+def require_files(url: str, store: str | None = None) -> None:
+    """Where message system or store is a file that does not exist, nobody is there to take anything: make none.
+
+    :raises BrokerRefused: a file is missing.
+    :raises ConfigError: a URL that no adapter serves.
+    """
+    missing, flag = missing_file(url), "--broker"
+    if missing is None and store is not None:
+        missing, flag = missing_store_file(store), "--store"
+    if missing is not None:
+        raise BrokerRefused(f"there is no file {missing}: start a consumer once, or check the directory and {flag}")
 
 
 @asynccontextmanager
@@ -56,6 +85,26 @@ async def connected(url: str, vhost: str | None = None) -> AsyncIterator[Broker]
         await broker.close()
 
 
+@asynccontextmanager
+async def remembered(url: str) -> AsyncIterator[Ledger]:
+    """The ledger of a connected store. Where the store is a file, that file exists: looking makes none.
+
+    :raises ConfigError: a URL that no adapter serves.
+    :raises BrokerUnavailable, BrokerRefused: as they say; it is not tried again.
+    """
+    missing = missing_store_file(url)
+    if missing is not None:
+        raise BrokerRefused(f"there is no file {missing}")
+    store = stores.connect(url)
+    ledger = Ledger(store)
+    try:
+        await store.open()
+        yield ledger
+    finally:
+        await ledger.close()
+        await store.close()
+
+
 def admin_of(broker: Broker, url: str) -> Admin:
     """:raises Unsupported: the system shows nothing to operators."""
     if broker.admin is None:
@@ -69,3 +118,11 @@ def listing_admin_of(broker: Broker, url: str) -> Admin:
     if not broker.capabilities.lists:
         raise Unsupported(f"{mask(url)} does not tell which queues there are: name them, as in penstock queues list Q")
     return admin
+
+
+def _path(of: object) -> str | None:
+    return os.path.abspath(of.path) if isinstance(of, InFile) else None
+
+
+def _missing(path: str | None) -> str | None:
+    return path if path is not None and not os.path.exists(path) else None

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
 
-from penstock.app import DEAD_LETTERS, App
+from penstock.app import App
 from penstock.brokers.base import Broker, QueueInfo
 from penstock.config import mask
-from penstock.control.brokers import connected, missing_file
+from penstock.control.brokers import connected, missing_file, missing_store_file, remembered
+from penstock.delivery.arguments import name_of
 from penstock.delivery.consumer import queues_of
 from penstock.delivery.route import Route
 from penstock.errors import BrokerError, ConfigError
+from penstock.life import DEAD_LETTERS
+from penstock.stores.records import moment
 
 
 class Checked(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +29,25 @@ class Checked(msgspec.Struct, frozen=True, kw_only=True):
     topics: tuple[str, ...]
     broker: str
     """The URL, without its password."""
+
+
+class CheckedTask(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that was looked at. Its queue has its name."""
+
+    name: str
+    handler: str
+    topics: tuple[str, ...]
+    broker: str
+    """The URL, without its password."""
+
+
+class CheckedSchedule(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule that was looked at."""
+
+    task: str
+    definition: str
+    next: str | None
+    """When it is due next; ISO 8601 with offset. None: never again."""
 
 
 class Stale(msgspec.Struct, frozen=True):
@@ -37,6 +61,10 @@ class Report(msgspec.Struct, kw_only=True):
     """What a check found. All is well without `problems` and `stale`."""
 
     routes: list[Checked] = []
+    tasks: list[CheckedTask] = []
+    schedules: list[CheckedSchedule] = []
+    store: str | None = None
+    """The URL, without its password."""
     stale: list[Stale] = []
     problems: list[str] = []
     notes: list[str] = []
@@ -50,20 +78,56 @@ async def check(app: App) -> Report:
     """Look at an app's declarations and at its queues. Nothing is declared, made or changed."""
     report = Report()
     if not app.routes:
-        report.problems.append("the app declares no route: it would consume nothing")
+        report.problems.append("the app declares no route and no task: it would consume nothing")
     groups: dict[tuple[str | None, str | None], list[Route]] = defaultdict(list)
     for route in app.routes:
         groups[route.broker, route.vhost].append(route)
     urls = app.client._pool.urls
     for (name, vhost), routes in groups.items():
         url = urls[name]
-        for route in routes:
-            queues, topics = route.queues, route.topics
-            report.routes.append(Checked(handler=route.name, queues=queues, topics=topics, broker=mask(url)))
+        _show(app, routes, mask(url), report)
         await _check_broker(url, vhost, routes, report)
     if DEAD_LETTERS in urls:
         await _check_broker(urls[DEAD_LETTERS], None, [], report)
+    _show_schedules(app, report)
+    await _check_store(app, report)
     return report
+
+
+def _show(app: App, routes: Sequence[Route], broker: str, report: Report) -> None:
+    tasks = {id(task.route): task for task in app.tasks.values()}
+    for route in routes:
+        topics, task = route.topics, tasks.get(id(route))
+        if task is None:
+            report.routes.append(Checked(handler=route.name, queues=route.queues, topics=topics, broker=broker))
+        else:
+            handler = name_of(task.function)
+            report.tasks.append(CheckedTask(name=task.name, handler=handler, topics=topics, broker=broker))
+
+
+def _show_schedules(app: App, report: Report) -> None:
+    now = time.time()
+    for one in app.schedules:
+        due = one.next(now)
+        next = moment(due) if math.isfinite(due) else None
+        report.schedules.append(CheckedSchedule(task=one.name, definition=one.definition, next=next))
+
+
+async def _check_store(app: App, report: Report) -> None:
+    url = app.store
+    if url is None or not app.tasks:
+        return
+    report.store = mask(url)
+    try:
+        missing = missing_store_file(url)
+        if missing is not None:
+            note = f"{missing} does not exist yet: it is made at the first start"
+            report.notes += [note] if note not in report.notes else []
+            return
+        async with remembered(url):
+            pass
+    except (BrokerError, ConfigError) as error:
+        report.problems.append(f"the store, {mask(url)}: {error}")
 
 
 async def _check_broker(url: str, vhost: str | None, routes: Sequence[Route], report: Report) -> None:

@@ -19,7 +19,7 @@ import msgspec
 import penstock
 from penstock import config
 from penstock.brokers.base import Capabilities
-from penstock.control.brokers import connected, database, missing_file
+from penstock.control.brokers import connected, database, remembered, store_file
 from penstock.errors import PenstockError
 
 Health = Literal["ok", "note", "warning", "failed"]
@@ -38,7 +38,7 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
-async def examine(url: str) -> AsyncIterator[Finding]:
+async def examine(url: str, store: str | None = None) -> AsyncIterator[Finding]:
     """Look at everything, the quick things first. Nothing is made or changed."""
     yield Finding("penstock", "ok", penstock.__version__)
     yield _python()
@@ -49,13 +49,14 @@ async def examine(url: str) -> AsyncIterator[Finding]:
     yield Finding("configuration", "ok", f"{path}" if path else f"no {config.FILE} here or above")
     file = database(url)
     if file is not None:
-        yield _disk(file)
-        if missing_file(url) is not None:
-            yield Finding("broker", "note", f"{file} does not exist yet: it is made at the first use")
-            return
-        yield _permissions(file)
-        yield await asyncio.to_thread(_integrity, file)
-    async for finding in _broker(url):
+        async for finding in _file(file):
+            yield finding
+    if file is not None and not _is_there(file):
+        yield _not_yet("broker", file)
+    else:
+        async for finding in _broker(url):
+            yield finding
+    async for finding in _store(store, file):
         yield finding
 
 
@@ -82,6 +83,17 @@ def _package(name: str, gain: str) -> Finding:
         return Finding(name, "ok", "installed")
     extra = "reload" if name == "watchfiles" else name
     return Finding(name, "note", f"not installed ({gain}): pip install 'penstock[{extra}]'")
+
+
+async def _file(file: str) -> AsyncIterator[Finding]:
+    yield _disk(file)
+    if _is_there(file):
+        yield _permissions(file)
+        yield await asyncio.to_thread(_integrity, file)
+
+
+def _is_there(file: str) -> bool:
+    return os.path.exists(file)
 
 
 def _disk(file: str) -> Finding:
@@ -131,6 +143,32 @@ def _capabilities(able: Capabilities) -> str:
     lease = "as long as its consumer lives" if able.max_lease is None else f"for at most {able.max_lease:g} s"
     priorities = f", {able.priorities} priorities" if able.priorities else ""
     return f"{', '.join(flags)}{priorities}; a message may be held {lease} (max_lease)"
+
+
+async def _store(url: str | None, broker_file: str | None) -> AsyncIterator[Finding]:
+    if url is None:
+        yield Finding("store", "note", "none: tasks keep no results, and nothing can be scheduled (--store)")
+        return
+    file = store_file(url)
+    if file is not None and file != broker_file:
+        async for finding in _file(file):
+            yield finding
+    if file is not None and not _is_there(file):
+        yield _not_yet("store", file)
+        return
+    try:
+        async with remembered(url) as ledger:
+            able = ledger.store.capabilities
+            kept = "what it keeps survives a power cut" if able.durable else "what it keeps is gone with its process"
+            if able.shared and not able.durable:
+                kept = "it does not sync each write to its disk: a power cut may cost the last ones, or all"
+            yield Finding("store", "ok" if able.shared else "note", f"{config.mask(url)} can be reached; {kept}")
+    except PenstockError as error:
+        yield Finding("store", "failed", f"{config.mask(url)}: {error}")
+
+
+def _not_yet(what: str, file: str) -> Finding:
+    return Finding(what, "note", f"{file} does not exist yet: it is made at the first use")
 
 
 def _size(count: float) -> str:

@@ -10,13 +10,19 @@ from types import ModuleType
 from typing import Any
 
 from penstock.app import App
+from penstock.context import importing
 from penstock.errors import ConfigError, near, one_line
 
 DEFAULT_ATTRIBUTE = "app"
 
 
-def load(target: str) -> App:
+STORE = "PENSTOCK_STORE"
+
+
+def load(target: str, store: str | None = None) -> App:
     """The app of `module:attribute`; without an attribute, `app`. The current directory is importable.
+
+    `store` is this process's `$PENSTOCK_STORE` from now on: what needs a store says so as it is declared.
 
     :raises ConfigError: no such module or attribute, not an App, a module that fails as it is imported
         (its error is the cause).
@@ -26,6 +32,8 @@ def load(target: str) -> App:
     if not name or name.endswith(".py") or "/" in name:
         module = name.removesuffix(".py").strip("./").replace("/", ".") or "module"
         raise ConfigError(f"{target!r} does not name an app: write {module}:{attribute}")
+    if store is not None:
+        os.environ[STORE] = store
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -42,7 +50,7 @@ def load(target: str) -> App:
 
 
 def _import(name: str, here: str) -> ModuleType:
-    App.importing = True
+    before = importing.set(True)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -53,7 +61,7 @@ def _import(name: str, here: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         raise ConfigError(f"cannot import {name}: {_place(error, here)}") from error
     finally:
-        App.importing = False
+        importing.reset(before)
 
 
 def _place(error: BaseException, here: str) -> str:

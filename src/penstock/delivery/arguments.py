@@ -121,13 +121,19 @@ def _annotation(handler: Callable[..., Any], name: str) -> Any:
     if not fillable or others:
         raise DeclarationError(f"{name} must take one argument, the message or messages; it takes {_count(parameters)}")
     annotation = fillable[0].annotation
-    if isinstance(annotation, str):
-        return _resolve(annotation, handler, name)
-    return annotation
+    return resolve(annotation, handler, name)
 
 
 def _count(parameters: list[inspect.Parameter]) -> str:
     return f"({', '.join(str(parameter) for parameter in parameters)})" if parameters else "none"
+
+
+def resolve(annotation: Any, handler: Callable[..., Any], name: str) -> Any:
+    """An annotation, as it was meant where the handler was defined.
+
+    :raises DeclarationError: it means nothing there.
+    """
+    return _resolve(annotation, handler, name) if isinstance(annotation, str) else annotation
 
 
 def _resolve(annotation: str, handler: Callable[..., Any], name: str) -> Any:

@@ -33,6 +33,7 @@ LONGEST_PAUSE = 30.0  # seconds between looks whether what was away is back
 RECEIVE_WAIT = 30.0  # seconds a receive may wait; only a bound, messages end it at once
 LAST_WAIT = 2.0  # seconds for a cancelled handler call to end
 MOST_PATIENCE = 16  # leases for which everything else may wait so that a suspect runs
+SUSPECT_WAIT = 0.1  # seconds in which one that was just given back can be had again
 SOLITARY_SECONDS = 1.0  # how long suspects may keep everything else waiting in one go
 LONGEST_TURN = 0.05  # seconds of handler calls that never wait, before the event loop gets its turn
 
@@ -69,12 +70,14 @@ class Consumer:
         self._origin = {suspect_queue(name): name for name in route.queues}
         self._subscription = self._subscribe(own, route.prefetch)
         self._lane = self._subscribe(lanes, 1, ahead=False)
-        self._settler = Settler(self._subscription, self._settled)
-        self._lane_settler = Settler(self._lane, lambda count: None)
+        self._settler = Settler(self._subscription, self._settled, route.announce)
+        self._lane_settler = Settler(self._lane, lambda count: None, route.announce)
         self._buffer: Buffer[list[Message]] = Buffer()
         self._batching = Batching(route.bulk_size, route.policy.bulk_timeout, self._buffer.put)
-        self._verdicts = Verdicts(route.policy, self._origin, surroundings)
+        self._verdicts = Verdicts(route.policy, self._origin, surroundings, announced=route.announce is not None)
         self._ahead = LookAhead(route.prefetch, route.policy.concurrency * route.bulk_size)
+        # A task tells its caller, and its record, when it comes too late.
+        self._drops_expired = not broker.capabilities.expiry and route.announce is None
         self._in_hand = 0
         self._room = Bell()
         self._short_of_room = False
@@ -224,6 +227,8 @@ class Consumer:
             if delivery.redelivered:
                 self._settler.add(self._verdicts.suspect(delivery, past))
                 continue
+            if self._drops_expired and self._has_expired(delivery):
+                continue
             message = self._decode(delivery, past, delivery.queue, self._settler)
             if message is None:
                 continue
@@ -235,6 +240,14 @@ class Consumer:
             self._buffer.put(singles)
         if fresh:
             self._batching.add(fresh)
+
+    def _has_expired(self, delivery: Delivery) -> bool:
+        """Whether nobody took it in time: then it is dropped, where the system itself does not do that."""
+        if delivery.expires_at is None or delivery.expires_at > self._around.clock.time():
+            return False
+        log.info("%s: message %s has expired", delivery.queue, delivery.id)
+        self._settler.add(Ack(delivery))
+        return True
 
     def _decode(self, delivery: Delivery, past: History, queue: str, settler: Settler) -> Message | None:
         limit = self._around.max_body
@@ -302,7 +315,7 @@ class Consumer:
             await self._executor.call(self.route.binding.argument(messages))
         except asyncio.CancelledError as error:
             if self._meant():
-                settler.extend([Release(message.source) for message in messages])
+                settler.extend([self._verdicts.interrupted(message) for message in messages])
                 raise
             failure = error  # the handler cancelled itself
         except GeneratorExit:
@@ -357,7 +370,7 @@ class Consumer:
         log.warning("%s pauses for %.1f s: %s", self.route.name, pause, one_line(failure))
         settler.extend(
             [
-                Release(message.source)
+                self._verdicts.interrupted(message)
                 if message.decision is None
                 else self._verdicts.outcome(message, message.decision, failure)
                 for message in messages
@@ -389,9 +402,8 @@ class Consumer:
                     await asyncio.sleep(pause)
                 patience = self._around.lease * min(2**failures, MOST_PATIENCE)
                 async with self._solitude.alone(patience) as alone:
-                    if alone:
-                        await self._run_suspects()
-                failures = 0 if alone else failures + 1
+                    found = alone and await self._run_suspects()
+                failures = 0 if found else failures + 1  # others look for the same one: not all at the same time
             except BrokerRefused:
                 raise
             except BrokerError as error:
@@ -400,13 +412,14 @@ class Consumer:
             if failures:
                 await asyncio.sleep(backoff_delay(failures, (0.1, 5.0), self._around.rng))
 
-    async def _run_suspects(self) -> None:
-        until = self._around.clock.monotonic() + SOLITARY_SECONDS
+    async def _run_suspects(self) -> bool:
+        """Whether there was one."""
+        until, found = self._around.clock.monotonic() + SOLITARY_SECONDS, False
         while self._around.clock.monotonic() < until and not self._stopping:
-            taken = await self._lane.receive(1, 0)
+            taken = await self._lane.receive(1, SUSPECT_WAIT)
             if not taken:
-                return
-            delivery = taken[0]
+                return found
+            delivery, found = taken[0], True
             if await self._convicted(delivery):
                 continue
             queue = self._origin[delivery.queue]
@@ -416,7 +429,8 @@ class Consumer:
                 await self._run([message], self._lane_settler, asyncio.current_task())
             await self._lane_settler.drained()
             if self._paused_until > self._around.clock.monotonic():
-                return
+                break
+        return found
 
     async def _convicted(self, delivery: Delivery) -> bool:
         """Whether a message from the lane killed its solitary run; if so, it is dealt with."""

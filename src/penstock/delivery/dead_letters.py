@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock import codec
+from penstock import codec, terms
 from penstock.delivery import history as histories
 from penstock.delivery.history import History
 from penstock.errors import InvalidMessage, one_line, printable
@@ -100,6 +100,8 @@ def revive(delivery: Delivery) -> tuple[str, Outgoing]:
     """The queue a dead letter came from and the message as it was, its attempts forgotten."""
     death = death_of(delivery)
     headers = {name: value for name, value in delivery.headers.items() if name != HEADER}
+    if terms.HEADER in headers:
+        headers[terms.HEADER] = terms.write(terms.replace(terms.read(headers), again=time.time()))
     message = histories.again(delivery, histories.NEW, headers=headers)
     message.topic = death.origin or delivery.topic
     return death.queue, message

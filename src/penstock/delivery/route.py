@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from penstock.clock import is_backoff, is_seconds
 from penstock.delivery.arguments import Binding, Shape
+from penstock.delivery.settlement import Announce
 from penstock.errors import ConfigError, near
 from penstock.options import Actions, Events, Options
 
@@ -42,6 +44,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     broker: str | None
     vhost: str | None
     prefetch: int
+    announce: Announce | None = None
+    """Is told of each message that is about to be buried; None: nobody need be."""
 
     @property
     def bulk_size(self) -> int:
@@ -90,17 +94,8 @@ def _check(values: Mapping[str, Any]) -> None:
         if name in values and not isinstance(values[name], Actions):
             raise ConfigError(f"{name} must be one of {', '.join(map(str, Actions))}, not {values[name]!r}")
     timeout = values.get("bulk_timeout")
-    if timeout is not None and (not _is_number(timeout) or not timeout > 0):
+    if timeout is not None and not is_seconds(timeout, above_zero=True):
         raise ConfigError(f"bulk_timeout must be a number of seconds above 0 or None, not {timeout!r}")
     backoff = values.get("backoff", (1, 300))
-    if (
-        not isinstance(backoff, tuple | list)
-        or len(backoff) != 2
-        or not all(_is_number(seconds) and seconds >= 0 for seconds in backoff)
-        or backoff[0] > backoff[1]
-    ):
+    if not is_backoff(backoff):
         raise ConfigError(f"backoff must be (first, longest) in seconds, not {backoff!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

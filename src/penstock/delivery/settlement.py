@@ -27,7 +27,19 @@ class Forward(msgspec.Struct, frozen=True):
     message: Outgoing
 
 
-Outcome: TypeAlias = Settlement | Forward
+class Burial(msgspec.Struct, frozen=True):
+    """To the dead letters by `letter`, once those who wait for what becomes of it have been told."""
+
+    delivery: Delivery
+    reason: str
+    error: BaseException | str | None
+    letter: Move | Forward
+
+
+Outcome: TypeAlias = Settlement | Forward | Burial
+
+Announce: TypeAlias = Callable[[Burial], Awaitable[bool]]
+"""Tells those who wait. False: there is no need for a dead letter, the message is done with."""
 
 
 class _Errand:
@@ -79,13 +91,17 @@ class Settler:
     acknowledgements go on.
     """
 
-    def __init__(self, subscription: Subscription, settled: Callable[[int], None]) -> None:
+    def __init__(
+        self, subscription: Subscription, settled: Callable[[int], None], announce: Announce | None = None
+    ) -> None:
         self._subscription = subscription
         self._settled = settled
+        self._announce = announce
         self._waiting: list[Outcome] = []
         self._bell = Bell()
         self._moves = _Errand(self._put_here, self._bell.ring)
         self._forwards = _Errand(self._put_abroad, self._bell.ring)
+        self._burials = _Errand(self._bury, self._bell.ring)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -115,12 +131,14 @@ class Settler:
                     if len(acks) < len(outcomes):
                         self._moves.extend([one for one in outcomes if isinstance(one, Move | Release)])
                         self._forwards.extend([one for one in outcomes if isinstance(one, Forward)])
+                        self._burials.extend([one for one in outcomes if isinstance(one, Burial)])
                     if acks:
                         await self._settle(acks)
                         self._settled(len(acks))
-                if self._moves.idle and self._forwards.idle and not self._waiting:
+                if self._moves.idle and self._forwards.idle and self._burials.idle and not self._waiting:
                     self._idle.set()
         finally:
+            self._burials.cancel()
             self._moves.cancel()
             self._forwards.cancel()
 
@@ -145,6 +163,30 @@ class Settler:
         """Moves and releases: on some systems both are published."""
         await self._settle(outcomes)
         self._settled(len(outcomes))
+
+    async def _bury(self, burials: list[Burial]) -> None:
+        await asyncio.gather(*[self._bury_one(burial) for burial in burials])
+
+    async def _bury_one(self, burial: Burial) -> None:
+        delay = FIRST_RETRY
+        letter: Outcome = burial.letter
+        while self._announce is not None and not burial.delivery.lost:
+            try:
+                if not await self._announce(burial):
+                    letter = Ack(burial.delivery)
+                break
+            except BrokerRefused:
+                raise
+            except Exception as error:
+                if not isinstance(error, BrokerError):  # a fault of ours must not hold up everything else
+                    log.exception("nobody can be told of %s", burial.delivery.id)
+                    break
+                log.warning("nobody can be told of %s, again in %.1f s: %s", burial.delivery.id, delay, one_line(error))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_RETRY)
+        if letter is burial.letter:
+            log.warning("message %s goes to the dead letters: %s", burial.delivery.id, burial.reason)
+        self.extend([letter])
 
     async def _put_abroad(self, forwards: list[Forward]) -> None:
         """Publish to the other broker, and acknowledge what has arrived there."""

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from penstock.brokers.amqp import topology, wire
+from penstock.brokers.amqp import topology
 from penstock.brokers.amqp.admin import AmqpAdmin
 from penstock.brokers.amqp.inbox import AmqpInbox
 from penstock.brokers.amqp.link import CONNECT_TIMEOUT, Link
-from penstock.brokers.amqp.publisher import LARGEST_HEADERS, Publisher
+from penstock.brokers.amqp.publisher import Publisher
+from penstock.brokers.amqp.replies import Replier
+from penstock.brokers.amqp.requests import Ways
 from penstock.brokers.amqp.subscription import AmqpSubscription
 from penstock.brokers.base import Capabilities, OnLost, Queue
 from penstock.config import URL, parse_url
@@ -52,7 +54,11 @@ class AmqpBroker:
         self.consuming = Link(driver_url, url, timeout)
         self.queues: dict[str, Queue] = {}
         """Those declared here, by name."""
+        self.limited: set[str] = set()
+        """The names to which one of them is bound that may be full."""
+        self.ways = Ways()
         self.publisher = Publisher(self.publishing, self.queues)
+        self._replier = Replier(self.publishing, lambda: Link(driver_url, url, timeout))
         self.capabilities = Capabilities(
             durable=True,
             atomic_move=False,
@@ -71,24 +77,21 @@ class AmqpBroker:
             exact_length=False,
         )
         self._subscriptions: list[AmqpSubscription] = []
-        self._inboxes: list[AmqpInbox] = []
+        self._inboxes: set[AmqpInbox] = set()
 
     @property
     def admin(self) -> AmqpAdmin:
         return AmqpAdmin(self)
 
     async def open(self) -> None:
-        await self.publisher.channel()
+        await self.publisher.open()
 
     async def close(self) -> None:
         for subscription in self._subscriptions:
             subscription.stop()  # none of them takes what another one gives back
         await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
-        for inbox in self._inboxes:
-            await inbox.close()
-        self._inboxes.clear()
-        await self.consuming.close()
-        await self.publishing.close()
+        await asyncio.gather(*(inbox.close() for inbox in self._inboxes))
+        await asyncio.gather(self.consuming.close(), self.publishing.close())
 
     async def declare(self, queue: Queue) -> None:
         if queue.ordered:
@@ -98,6 +101,10 @@ class AmqpBroker:
         if complaint is not None and self.queues.get(queue.name) != queue:
             log.warning("queue %r exists with other arguments and is used as it is: %s", queue.name, complaint)
         self.queues[queue.name] = queue
+        for name in (queue.name, *queue.topics):
+            self.ways.forget(name)
+            if queue.max_length is not None:
+                self.limited.add(name)
 
     async def revive(self, name: str) -> None:
         """Make sure that a queue is there to be consumed: one of ours may have gone with a node, or been deleted.
@@ -116,16 +123,16 @@ class AmqpBroker:
         return await self.publisher.publish(messages)
 
     async def broadcast(self, message: Outgoing) -> None:
-        channel = await self.publisher.channel()
-        properties = wire.to_properties(message, message.topic, topology.MOST_LEVELS, room=LARGEST_HEADERS)
-        with self.publishing.guard():
-            await channel.basic_publish(
-                message.body, exchange=topology.BROADCAST, routing_key=message.topic, properties=properties
-            )
+        await self.publisher.broadcast(message)
+
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        """As the contract says; an address that is no inbox's is taken for the name of a queue, as that of
+        somebody who does not use Penstock may be."""
+        await self._replier.send(messages)
 
     def inbox(self) -> AmqpInbox:
-        inbox = AmqpInbox(self)
-        self._inboxes.append(inbox)
+        inbox = AmqpInbox(self, self._inboxes.discard)
+        self._inboxes.add(inbox)
         return inbox
 
     def subscribe(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiormq import exceptions
 from aiormq.channel import Channel
+from pamqp.commands import Basic
 
 from penstock.brokers.amqp import topology, wire
+from penstock.brokers.amqp.confirmed import Confirmed, Item
+from penstock.brokers.amqp.line import room_for_headers
 from penstock.brokers.amqp.link import BROKEN, Link, cancelled_by_caller
 from penstock.brokers.base import Queue
 from penstock.errors import BrokerError, BrokerUnavailable, PublishError, QueueFull, Unroutable
@@ -17,9 +20,6 @@ from penstock.message import Outgoing
 
 TOGETHER = 500
 """Messages whose confirmations are awaited at the same time."""
-_FRAME_OVERHEAD = 64  # bytes of a header frame that are not properties, generously
-LARGEST_HEADERS = 65_536
-"""Bytes for a user's headers; the engine adds its own to a dead letter, in the same frame."""
 
 _OF_THE_CHANNEL = (exceptions.AMQPChannelError, exceptions.ChannelInvalidStateError)
 
@@ -48,23 +48,23 @@ class Publisher:
     def __init__(self, link: Link, queues: Mapping[str, Queue]) -> None:
         self._link = link
         self._queues = queues
-        self._channel: Channel | None = None
+        self._confirmed: Confirmed | None = None
         self._choosing = asyncio.Lock()
         self._parkings: set[str] = set()
         self._flying: set[str] = set()
 
-    async def channel(self) -> Channel:
+    async def open(self) -> Confirmed:
         """The open channel for publishing.
 
         :raises BrokerUnavailable, BrokerRefused: no connection.
         """
         async with self._choosing:
-            if self._channel is None or self._channel.is_closed:
-                self._channel = await self._open()
+            if self._confirmed is None or self._confirmed.closed:
+                self._confirmed = Confirmed(await self._new_channel())
                 self._parkings.clear()
-            return self._channel
+            return self._confirmed
 
-    async def _open(self) -> Channel:
+    async def _new_channel(self) -> Channel:
         channel = await self._link.channel()
         with self._link.guard():
             for exchange in (topology.EXCHANGE, topology.BROADCAST):
@@ -101,6 +101,19 @@ class Publisher:
             outcomes += await self._carry(letters[start : start + TOGETHER])
         return outcomes
 
+    async def broadcast(self, message: Outgoing) -> None:
+        """To whoever listens; that nobody does is no error.
+
+        :raises BrokerUnavailable, PublishError: it may not have been sent.
+        """
+        confirmed = await self.open()
+        letter = Letter(message, message.topic, topology.BROADCAST)
+        item = self._item(confirmed.channel, letter)
+        [result] = await confirmed.put([item._replace(id=f"broadcast {message.id}")])
+        outcome = self._outcome(letter, result)
+        if outcome is not None and not isinstance(outcome, Unroutable):
+            raise outcome
+
     async def _carry(self, letters: Sequence[Letter]) -> list[BrokerError | None]:
         """The driver tells returned messages apart by their ids, so no two with one id are on their way together."""
         results: list[Any] = [None] * len(letters)
@@ -115,14 +128,13 @@ class Publisher:
                 self._flying.add(letter.message.id)
                 together.append(index)
         try:
-            channel = await self.channel()
-            await self._prepare(channel, self._parkings, letters)
-            found = await asyncio.gather(
-                *[self._put(channel, letters[index]) for index in together], return_exceptions=True
-            )
+            confirmed = await self.open()
+            await self._prepare(confirmed.channel, self._parkings, letters)
+            items, written = self._items(confirmed.channel, letters, together, results)
+            found = await confirmed.put(items)
         finally:
             self._flying.difference_update(letters[index].message.id for index in together)
-        for index, result in zip(together, found, strict=True):
+        for index, result in zip(written, found, strict=True):
             if isinstance(result, _OF_THE_CHANNEL):
                 # One of them was too much for the server, which gave up on the channel: find out which.
                 apart.append(index)
@@ -139,7 +151,7 @@ class Publisher:
         try:
             for index in indexes:
                 if channel is None or channel.is_closed:
-                    channel = await self._open()
+                    channel = await self._new_channel()
                     parkings.clear()
                 try:
                     await self._prepare(channel, parkings, [letters[index]])
@@ -161,23 +173,39 @@ class Publisher:
                         await topology.ensure_parking(channel, name, milliseconds)
                     ready.add(name)
 
-    def _put(self, channel: Channel, letter: Letter) -> Awaitable[Any]:
-        """Publish it: what is awaited is its confirmation. No coroutine of ours for each of many."""
-        message, to = letter.message, letter.to
+    def _items(
+        self, channel: Channel, letters: Sequence[Letter], indexes: Sequence[int], results: list[Any]
+    ) -> tuple[list[Item], list[int]]:
+        """Those that can be written, and which they are; why not, of the others, goes into `results`."""
+        items, written = [], []
+        for index in indexes:
+            try:
+                items.append(self._item(channel, letters[index]))
+            except Exception as error:  # of this message alone
+                results[index] = error
+            else:
+                written.append(index)
+        return items, written
+
+    def _item(self, channel: Channel, letter: Letter) -> Item:
+        room = room_for_headers(channel, of_the_user=bool(letter.exchange))
+        properties = self.properties(letter.message, letter.to, room, letter.taken)
+        exchange = (letter.parking() if letter.park else None) or letter.exchange
+        return Item(letter.message.id, exchange, letter.to, properties, letter.message.body)
+
+    async def _put(self, channel: Channel, letter: Letter) -> None:
+        """Publish one and wait for its confirmation, as the driver does it."""
+        item = self._item(channel, letter)
+        await channel.basic_publish(
+            item.body, exchange=item.exchange, routing_key=item.to, properties=item.properties, mandatory=True
+        )
+
+    def properties(self, message: Outgoing, to: str, room: int, taken: bool = False) -> Basic.Properties:
+        """:raises PublishError: they cannot be written, or not in `room` bytes."""
         levels = topology.MOST_LEVELS
         if message.priority and (queue := self._queues.get(to)) is not None and queue.priorities:
             levels = queue.priorities
-        room = channel.max_content_size - _FRAME_OVERHEAD
-        if letter.exchange:  # as the user published it
-            room = min(room, LARGEST_HEADERS)
-        try:
-            properties = wire.to_properties(message, to, levels, room=room, taken=letter.taken)
-        except Exception as error:  # of this message alone
-            return _refused(error)
-        exchange = (letter.parking() if letter.park else None) or letter.exchange
-        return channel.basic_publish(
-            message.body, exchange=exchange, routing_key=to, properties=properties, mandatory=True, wait=False
-        )
+        return wire.to_properties(message, to, levels, room=room, taken=taken)
 
     def _outcome(self, letter: Letter, result: Any) -> BrokerError | None:
         if result is None or not isinstance(result, BaseException):
@@ -190,18 +218,23 @@ class Publisher:
             self._parkings.clear()
             return BrokerUnavailable("a parking place was removed: it is made again")
         if isinstance(result, exceptions.DeliveryError):
-            queue = self._queues.get(letter.to)
-            if queue is not None and queue.max_length is not None:
-                return QueueFull(letter.to, queue.max_length)
-            return PublishError(f"the server refused a message for {letter.to!r}: a queue is full or not available")
+            return self.full(letter.to)
         if isinstance(result, exceptions.ChannelPreconditionFailed):
             return PublishError(" ".join(str(result).split()))
         if isinstance(result, (*BROKEN, asyncio.CancelledError)):
             return self._link.translate(result)
-        # The driver could not write it: an id of over 255 bytes, a header of a type that AMQP does not know.
-        why = " ".join(str(result).split())
-        return PublishError(f"RabbitMQ cannot carry message {letter.message.id[:80]!r}: {why}")
+        return unwritable(letter.message, result)
+
+    def full(self, to: str) -> PublishError:
+        """What it means that the server does not take a message with this routing key."""
+        queue = self._queues.get(to)
+        if queue is not None and queue.max_length is not None:
+            return QueueFull(to, queue.max_length)
+        return PublishError(f"the server refused a message for {to!r}: a queue is full or not available")
 
 
-async def _refused(error: Exception) -> None:
-    raise error
+def unwritable(message: Outgoing, error: BaseException) -> PublishError:
+    """What the driver cannot write: an id of over 255 bytes, a header of a type that AMQP does not know."""
+    if isinstance(error, PublishError):
+        return error
+    return PublishError(f"RabbitMQ cannot carry message {message.id[:80]!r}: {' '.join(str(error).split())}")

@@ -23,6 +23,7 @@ MOST_LEVELS = 10
 LONGEST_NAME = 255  # bytes of UTF-8
 
 PARKING_TIMES = [50, *(step * 10**power for power in range(2, 9) for step in (1, 2, 5))]  # milliseconds
+_LONGEST_DELAY = 1e10  # seconds; what asks for more waits for ever
 _LATER = 100
 """Milliseconds by which a delay may end late rather than go through another parking place."""
 
@@ -117,7 +118,7 @@ def parking(delay: float) -> tuple[str, int]:
     Parking places have fixed times, from 0.05 s to some days. A message waits in the shortest that ends
     a little after its delay, else in the longest that is not longer, and then once more for what is left.
     """
-    left = math.ceil(delay * 1000)
+    left = math.ceil(min(delay, _LONGEST_DELAY) * 1000)
     after = next((step for step in PARKING_TIMES if step >= left), PARKING_TIMES[-1])
     milliseconds = after if after - left <= _LATER else max(step for step in PARKING_TIMES if step <= left)
     return f"{PARKING}.{milliseconds}", milliseconds

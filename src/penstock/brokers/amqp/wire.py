@@ -28,6 +28,8 @@ TAKEN = RESERVED + "taken"
 """Somebody has had it in hand: it expires no more."""
 TOPIC = RESERVED + "topic"
 
+REPLY_TO = "amq.rabbitmq.reply-to"
+"""Of a request: the server puts the address of the channel in its place."""
 DELIVERY_COUNT = "x-delivery-count"
 """Of quorum queues: deliveries that did not end with an acknowledgement."""
 
@@ -36,6 +38,10 @@ _OURS = frozenset({AT, DUE, EXPIRES, KEY, MORE, PRIORITY, TAKEN, TOPIC})
 _SPECIAL = frozenset({*_OURS, DELIVERY_COUNT, "CC", "BCC", codec.CONTENT_TYPE, codec.CONTENT_ENCODING})
 _LONGEST_HEADER_NAME = 128  # bytes; the driver cuts longer ones
 _LONGEST_PROPERTY = 255  # bytes
+_LONGEST_EXPIRATION = 10 * 365 * 86_400_000
+"""Milliseconds; the server refuses more. What expires later does so when somebody receives it."""
+_LATEST = 1e11
+"""Unix seconds, some three thousand years on. A time beyond that is nobody's."""
 _INTEGERS = range(-(2**63), 2**63)
 
 
@@ -53,7 +59,7 @@ def to_properties(message: Outgoing, to: str, levels: int, *, room: int, taken: 
 
     :raises PublishError: they would take more than `room` bytes, or cannot be written at all.
     """
-    headers: dict[str, Any] = {AT: repr(message.enqueued_at)}
+    headers: dict[str, Any] = {AT: repr(message.enqueued_at)} if message.enqueued_at else {}
     content_type = content_encoding = expiration = priority = None
     length = len(message.id)
     if message.headers:
@@ -78,12 +84,16 @@ def to_properties(message: Outgoing, to: str, levels: int, *, room: int, taken: 
         if taken:
             headers[TAKEN] = True
         else:
-            expiration = str(max(0, round((message.expires_at - time.time()) * 1000)))
+            left = max(0, round((message.expires_at - time.time()) * 1000))
+            expiration = str(left) if left <= _LONGEST_EXPIRATION else None
     if message.priority:
         headers[PRIORITY] = message.priority
         priority = min(max(1, round(message.priority / 255 * levels)), 255)
     if message.delay > 0:
         headers[DUE] = repr(time.time() + message.delay)
+    if message.reply_to == REPLY_TO:
+        # On a channel that has no replies to get, the server answers with the end of the channel.
+        raise PublishError(f"reply_to={REPLY_TO!r} is nobody's address")
     properties = Basic.Properties(
         content_type=content_type,
         content_encoding=content_encoding,
@@ -92,6 +102,7 @@ def to_properties(message: Outgoing, to: str, levels: int, *, room: int, taken: 
         priority=priority,
         expiration=expiration,
         message_id=message.id,
+        reply_to=message.reply_to,
     )
     if length * 4 > room and (size := len(properties.marshal())) > room:
         # The server answers a header that fills a frame by closing the connection, with all that is on it.
@@ -100,7 +111,8 @@ def to_properties(message: Outgoing, to: str, levels: int, *, room: int, taken: 
 
 
 def to_delivery(message: DeliveredMessage, queue: str, tag: int | None) -> Delivery:
-    """A received message. A foreign one gets an id of its own, and keeps it once it has been moved."""
+    """A received message. A foreign one gets an id of its own, and keeps it once it has been moved; a foreign
+    request has the one that its answer is to carry."""
     properties = message.header.properties
     delivery: Any = message.delivery
     headers: dict[str, Any] = properties.headers or {}  # made for this message, so it is ours to change
@@ -128,9 +140,10 @@ def to_delivery(message: DeliveredMessage, queue: str, tag: int | None) -> Deliv
         headers[codec.CONTENT_TYPE] = properties.content_type
     if properties.content_encoding is not None:
         headers[codec.CONTENT_ENCODING] = properties.content_encoding
+    reply_to = properties.reply_to
     return Delivery(
         queue,
-        properties.message_id or uuid.uuid4().hex,
+        (reply_to and properties.correlation_id) or properties.message_id or uuid.uuid4().hex,
         topic or queue,
         message.body,
         headers,
@@ -140,6 +153,7 @@ def to_delivery(message: DeliveredMessage, queue: str, tag: int | None) -> Deliv
         expires_at,
         redelivered,
         None if tag is None else Token(tag, due, taken),
+        reply_to=reply_to or None,
     )
 
 
@@ -170,9 +184,10 @@ def _number(value: Any) -> int:
 
 def _seconds(text: Any) -> float | None:
     try:
-        return float(text) if type(text) is str else None
+        seconds = float(text) if type(text) is str else None
     except ValueError:
         return None
+    return seconds if seconds is not None and abs(seconds) <= _LATEST else None
 
 
 def _to_json(headers: Mapping[str, Any]) -> str:

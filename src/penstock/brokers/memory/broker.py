@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from penstock.brokers.base import INBOX_SIZE, Capabilities, OnLost, Queue, QueueInfo, Settlement
+import msgspec
+
+from penstock.brokers.base import INBOX_SIZE, Capabilities, OnLost, OnRefused, Queue, QueueInfo, Settlement
 from penstock.brokers.memory.server import Address, MemoryServer, as_delivery, decode
 from penstock.config import parse_url
-from penstock.errors import BrokerError, PublishError
+from penstock.errors import BrokerError, BrokerUnavailable, PublishError
 from penstock.message import Delivery, Outgoing
 from penstock.waiting import Bell
 
@@ -47,7 +50,7 @@ class MemoryBroker:
         self.server = server
         self.namespace = (vhost if vhost is not None else options.get("vhost", "")).strip("/")
         self._subscriptions: list[MemorySubscription] = []
-        self._inboxes: list[MemoryInbox] = []
+        self._inboxes: set[MemoryInbox] = set()
 
     @property
     def admin(self) -> MemoryAdmin:
@@ -60,9 +63,8 @@ class MemoryBroker:
         for subscription in tuple(self._subscriptions):
             await subscription.close()
         self._subscriptions.clear()
-        for inbox in self._inboxes:
+        for inbox in tuple(self._inboxes):
             await inbox.close()
-        self._inboxes.clear()
 
     async def declare(self, queue: Queue) -> None:
         self.server.declare(self.namespace, queue)
@@ -71,11 +73,14 @@ class MemoryBroker:
         return self.server.publish(self.namespace, messages)
 
     async def broadcast(self, message: Outgoing) -> None:
-        self.server.broadcast(self.namespace, message)
+        self.server.broadcast(self.namespace, [message])
+
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        self.server.broadcast(self.namespace, messages)
 
     def inbox(self) -> MemoryInbox:
-        inbox = MemoryInbox(self.server, self.namespace)
-        self._inboxes.append(inbox)
+        inbox = MemoryInbox(self.server, self.namespace, self._inboxes.discard)
+        self._inboxes.add(inbox)
         return inbox
 
     def subscribe(
@@ -196,10 +201,15 @@ class MemorySubscription:
 class MemoryInbox:
     """A listener among those of its server."""
 
-    def __init__(self, server: MemoryServer, namespace: str) -> None:
-        self.addresses: frozenset[Address] = frozenset()
+    def __init__(self, server: MemoryServer, namespace: str, forget: Callable[[MemoryInbox], None]) -> None:
+        self.address = uuid.uuid4().hex
+        """Where replies go."""
+        self.addresses: frozenset[Address] = frozenset({(namespace, self.address)})
+        """All that it hears."""
+        self.life = 0
         self._server = server
         self._namespace = namespace
+        self._forget = forget
         self._arrived: deque[bytes] = deque(maxlen=INBOX_SIZE)
         self._bell: Bell | None = None
         self._closed = False
@@ -211,26 +221,45 @@ class MemoryInbox:
 
     async def listen(self, topics: frozenset[str]) -> None:
         with self._server.lock:
-            self.addresses = frozenset((self._namespace, topic) for topic in topics)
-            if not self._closed:
-                self._server.inboxes[self] = None
+            self.addresses = frozenset((self._namespace, topic) for topic in {*topics, self.address})
+            self._enter()
+
+    async def request(self, message: Outgoing, refused: OnRefused) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the inbox is closed")
+        self._enter()
+        request = msgspec.structs.replace(message, reply_to=self.address)
+        [refusal] = self._server.publish(self._namespace, [request])
+        if refusal is not None:
+            refused(refusal)
 
     async def receive(self, wait: float) -> list[Delivery]:
         if self._bell is None:
             self._bell = Bell()
-        if not self._arrived and not self._closed:
-            await self._bell.wait(wait)
+        clock = self._server.clock
+        until = clock.monotonic() + wait
+        while not self._arrived and not self._closed and (left := until - clock.monotonic()) > 0:
+            await self._bell.wait(left)  # it may have been rung for what was fetched already
         with self._server.lock:
             arrived = [as_delivery(decode(data), queue="", redelivered=0, token=None) for data in self._arrived]
             self._arrived.clear()
         return arrived
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
+        self.life += 1
         with self._server.lock:
             self._server.inboxes.pop(self, None)
+        self._forget(self)
         if self._bell is not None:
             self._bell.ring()
+
+    def _enter(self) -> None:
+        with self._server.lock:
+            if not self._closed:
+                self._server.inboxes[self] = None
 
 
 class MemoryAdmin:

@@ -72,6 +72,7 @@ def as_delivery(message: Outgoing, queue: str, redelivered: int, token: Any) -> 
         expires_at=message.expires_at,
         redelivered=redelivered,
         token=token,
+        reply_to=message.reply_to,
     )
 
 
@@ -107,12 +108,13 @@ class MemoryServer:
             self.sweep()  # what has expired takes no room
             return [self._publish(namespace, message) for message in messages]
 
-    def broadcast(self, namespace: str, message: Outgoing) -> None:
+    def broadcast(self, namespace: str, messages: Sequence[Outgoing]) -> None:
         with self.lock:
-            data = encode(message)
-            for inbox in self.inboxes:
-                if (namespace, message.topic) in inbox.addresses:
-                    inbox.put(data)
+            for message in messages:
+                data = encode(message)
+                for inbox in self.inboxes:
+                    if (namespace, message.topic) in inbox.addresses:
+                        inbox.put(data)
 
     def _publish(self, namespace: str, message: Outgoing) -> PublishError | None:
         targets = self.bindings.get((namespace, message.topic))

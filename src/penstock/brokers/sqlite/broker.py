@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from penstock.brokers.base import Capabilities, OnLost, Queue, QueueInfo, Settlement
 from penstock.brokers.sqlite import operations
-from penstock.brokers.sqlite.file import DiskFull, SqliteFile, Transaction, database_path, soon
-from penstock.brokers.sqlite.inbox import SqliteInbox, broadcast
+from penstock.brokers.sqlite.inbox import SqliteInbox, any_awaited, broadcast, reply
 from penstock.brokers.sqlite.operations import Bound, Claimed, Membership
-from penstock.config import parse_url
-from penstock.errors import BrokerError, ConfigError, PublishError, StorageFull
+from penstock.errors import BrokerError, PublishError, StorageFull
 from penstock.message import Delivery, Outgoing
+from penstock.sqlite.address import parse_address
+from penstock.sqlite.file import DiskFull, SqliteFile, Transaction, soon
 from penstock.waiting import Bell
 
 log = logging.getLogger("penstock.sqlite")
@@ -48,18 +48,10 @@ class SqliteBroker:
     )
 
     def __init__(self, url: str, *, vhost: str | None = None) -> None:
-        parts = parse_url(url)
-        options = parts.options({"vhost": str}, "sqlite")
-        try:
-            self.path = database_path(parts.path)
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"{url!r} names no file: {error}") from None
-        if parts.host or not parts.path.strip("/"):
-            raise ConfigError(f"{url!r} names no file: write sqlite:///relative.db or sqlite:////absolute/path.db")
-        self.namespace = (vhost if vhost is not None else options.get("vhost", "")).strip("/")
+        self.path, self.namespace = parse_address(url, vhost)
         self._file: SqliteFile | None = None
         self._subscriptions: list[SqliteSubscription] = []
-        self._inboxes: list[SqliteInbox] = []
+        self._inboxes: set[SqliteInbox] = set()
 
     @property
     def admin(self) -> SqliteAdmin:
@@ -83,7 +75,6 @@ class SqliteBroker:
         await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
         self._subscriptions.clear()
         await asyncio.gather(*(inbox.close() for inbox in self._inboxes))
-        self._inboxes.clear()
         file, self._file = self._file, None
         if file is not None:
             await file.drop()
@@ -100,9 +91,14 @@ class SqliteBroker:
     async def broadcast(self, message: Outgoing) -> None:
         await self.run(lambda tx: broadcast(tx, self.namespace, message))
 
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        await self.file.submit(
+            lambda tx: reply(tx, self.namespace, messages), lambda tx: None if any_awaited(tx, messages) else True
+        )
+
     def inbox(self) -> SqliteInbox:
-        inbox = SqliteInbox(self.file, self.namespace)
-        self._inboxes.append(inbox)
+        inbox = SqliteInbox(self.file, self.namespace, self._inboxes.discard)
+        self._inboxes.add(inbox)
         return inbox
 
     def subscribe(

@@ -10,9 +10,9 @@ import msgspec
 
 from penstock.brokers.base import Ack, Queue, QueueInfo, Release, Settlement
 from penstock.brokers.sqlite import sql
-from penstock.brokers.sqlite.file import Transaction
 from penstock.errors import BrokerError, PublishError, QueueFull, QueueMismatch, Unroutable
 from penstock.message import Delivery, Outgoing
+from penstock.sqlite.file import Transaction
 
 MAX_CLAIM_BYTES = 64 * 2**20  # SQLite joins a claim's bodies into one value, of at most 1 GB
 INSERT_SIZES = (512, 256, 128, 64, 32, 16, 8, 4, 2, 1)  # few distinct statements, so that they stay prepared
@@ -28,6 +28,7 @@ class Meta(msgspec.Struct, array_like=True):
     enqueued_at: float
     expires_at: float | None
     headers: dict[str, Any]
+    reply_to: str | None = None
 
 
 class Bound(NamedTuple):
@@ -154,24 +155,36 @@ def _insert(tx: Transaction, rows: list[Any], count: int) -> None:
 
 
 def encode_meta(message: Outgoing) -> str:
-    return _encode_meta(
-        (
-            message.id,
-            message.topic,
-            message.key,
-            message.priority,
-            message.enqueued_at,
-            message.expires_at,
-            message.headers,
-        )
-    ).decode()
+    said: tuple[Any, ...] = (
+        message.id,
+        message.topic,
+        message.key,
+        message.priority,
+        message.enqueued_at,
+        message.expires_at,
+        message.headers,
+    )
+    if message.reply_to is not None:
+        said = (*said, message.reply_to)
+    return _encode_meta(said).decode()
 
 
 def heard(seq: int, meta: str, body: bytes) -> Delivery:
     """A broadcast as an inbox gives it."""
     said = _decode_meta(meta)
     return Delivery(
-        "", said.id, said.topic, body, said.headers, said.key, said.priority, said.enqueued_at, None, 0, seq
+        "",
+        said.id,
+        said.topic,
+        body,
+        said.headers,
+        said.key,
+        said.priority,
+        said.enqueued_at,
+        None,
+        0,
+        seq,
+        reply_to=said.reply_to,
     )
 
 
@@ -261,6 +274,7 @@ def _deliveries(content: str | None, bodies: bytes, names: dict[int, str]) -> li
                 meta.expires_at,
                 redelivered,
                 seq,
+                reply_to=meta.reply_to,
             )
         )
         at = end

@@ -10,93 +10,10 @@ The lives of a message: *ready* (free, no `due`, not `blocked`), *delayed* (`due
 
 from __future__ import annotations
 
-VERSION = 1
-APPLICATION_ID = 0x504E5354  # "PNST"
+from penstock.sqlite.schema import FREE, IS_READY
 
-# A free message's owner and a consumer's id take the same number of bytes in a row, so that claiming
-# rewrites one page in place, however large the body behind it (1 MiB: 0.5 ms, else 5 ms).
-FREE = -(1 << 40)
-FIRST_CONSUMER = 1 << 40
-
-_IS_READY = f"owner = {FREE} AND due IS NULL AND blocked = 0"
 _LISTED = "seq IN (SELECT value FROM json_each(?))"
 
-SCHEMA = f"""
-CREATE TABLE queues (
-    id INTEGER PRIMARY KEY,
-    namespace TEXT NOT NULL,
-    name TEXT NOT NULL,
-    ordered INTEGER NOT NULL,
-    base INTEGER,                           -- of a lane: the queue whose key order it shares
-    max_length INTEGER,
-    paused INTEGER NOT NULL DEFAULT 0,
-    expired INTEGER NOT NULL DEFAULT 0,     -- messages dropped by expiry so far
-    discarded INTEGER NOT NULL DEFAULT 0,   -- messages purged so far
-    UNIQUE (namespace, name)
-);
-CREATE TABLE bindings (
-    namespace TEXT NOT NULL,
-    topic TEXT NOT NULL,
-    queue INTEGER NOT NULL REFERENCES queues,
-    PRIMARY KEY (namespace, topic, queue)
-) WITHOUT ROWID;
-CREATE TABLE messages (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: a late settlement must not hit a newcomer
-    queue INTEGER NOT NULL,
-    rank INTEGER NOT NULL,                  -- minus the priority
-    owner INTEGER NOT NULL DEFAULT {FREE},  -- the consumer that holds it
-    due REAL,                               -- Unix time until which it is delayed
-    expires REAL,                           -- Unix time
-    line TEXT,                              -- in an ordered queue: what must be handed out one by one
-    blocked INTEGER NOT NULL DEFAULT 0,
-    redelivered INTEGER NOT NULL DEFAULT 0,
-    meta TEXT NOT NULL,                     -- JSON: what never changes while it waits
-    body BLOB NOT NULL
-);
-CREATE INDEX ready ON messages (queue, rank, seq) WHERE {_IS_READY};
-CREATE INDEX held ON messages (owner) WHERE owner > 0;
-CREATE INDEX delayed ON messages (due) WHERE due IS NOT NULL;
-CREATE INDEX expiring ON messages (expires) WHERE expires IS NOT NULL AND owner = {FREE};
-CREATE INDEX lines ON messages (line, seq) WHERE line IS NOT NULL;
-
--- Of the messages in a line exactly one is not blocked: the oldest, or one that was in hand when an
--- older one came back. When that one leaves, it is the turn of the oldest.
-CREATE TRIGGER queued_in_line AFTER INSERT ON messages WHEN NEW.line IS NOT NULL BEGIN
-    UPDATE messages SET blocked = 1 WHERE seq = NEW.seq
-        AND EXISTS (SELECT 1 FROM messages WHERE line = NEW.line AND seq < NEW.seq);
-END;
-CREATE TRIGGER left_its_line AFTER DELETE ON messages WHEN OLD.line IS NOT NULL AND NOT OLD.blocked BEGIN
-    UPDATE messages SET blocked = 0 WHERE seq = (SELECT min(seq) FROM messages WHERE line = OLD.line);
-END;
-CREATE TRIGGER changed_its_line AFTER UPDATE OF line ON messages WHEN NEW.line IS NOT OLD.line BEGIN
-    UPDATE messages SET blocked = NEW.line IS NOT NULL
-            AND EXISTS (SELECT 1 FROM messages WHERE line = NEW.line AND seq <> NEW.seq)
-        WHERE seq = NEW.seq;
-    UPDATE messages SET blocked = 0 WHERE seq = (SELECT min(seq) FROM messages WHERE line = OLD.line)
-        AND NOT OLD.blocked;
-END;
-
-CREATE TABLE consumers (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,   -- one life of one subscription; a new one after each loss
-    port INTEGER NOT NULL,                  -- loopback UDP port of its process, for wake-ups
-    deadline REAL NOT NULL,                 -- CLOCK_MONOTONIC of the machine
-    lease REAL NOT NULL
-);
-CREATE TABLE consuming (
-    consumer INTEGER NOT NULL,
-    queue INTEGER NOT NULL,
-    PRIMARY KEY (queue, consumer)
-) WITHOUT ROWID;
-CREATE TABLE broadcasts (                   -- kept only until every live inbox has surely looked
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    namespace TEXT NOT NULL,
-    topic TEXT NOT NULL,
-    at REAL NOT NULL,                       -- Unix time
-    meta TEXT NOT NULL,
-    body BLOB NOT NULL
-);
-INSERT INTO sqlite_sequence (name, seq) VALUES ('consumers', {FIRST_CONSUMER});
-"""
 
 # -- queues
 
@@ -130,12 +47,12 @@ EXPIRE = f"DELETE FROM messages WHERE expires IS NOT NULL AND owner = {FREE} AND
 # -- claiming; Python takes numbered parameters (?1) for named ones, and refuses them from 3.14 on
 
 ANY_READY = f"""
-    SELECT 1 FROM messages WHERE {_IS_READY} AND queue = ?
+    SELECT 1 FROM messages WHERE {IS_READY} AND queue = ?
     AND NOT (SELECT paused FROM queues WHERE id = ?) LIMIT 1"""
 CANDIDATES = f"""
     SELECT json_group_array(seq), json_group_array(size), total(size) FROM (
         SELECT seq, length(body) AS size FROM messages
-        WHERE {_IS_READY} AND queue = ? AND NOT (SELECT paused FROM queues WHERE id = ?)
+        WHERE {IS_READY} AND queue = ? AND NOT (SELECT paused FROM queues WHERE id = ?)
         ORDER BY rank, seq LIMIT ?)"""
 CLAIM = f"UPDATE messages SET owner = ? WHERE {_LISTED}"
 _CONTENT = """
@@ -170,16 +87,20 @@ OVERDUE = "SELECT id FROM consumers WHERE ? NOT BETWEEN deadline - lease - 1 AND
 TAKE_OVER = f"""
     UPDATE messages SET owner = {FREE}, redelivered = redelivered + 1, expires = NULL WHERE owner = ? AND owner > 0"""
 HELD_QUEUES = "SELECT DISTINCT queue FROM messages WHERE owner = ? AND owner > 0"
-PORTS = """
-    SELECT DISTINCT port FROM consumers JOIN consuming ON consumer = id
-    WHERE queue IN (SELECT value FROM json_each(?)) AND port <> ?"""
 
-# -- broadcasts; who listens consumes the queue 0, which no queue is
+# -- broadcasts; who listens to them consumes the queue 0, and whoever awaits replies one of its own, which no queue is
 
 INBOXES = 0
-ANYBODY_LISTENING = f"SELECT 1 FROM consuming WHERE queue = {INBOXES} LIMIT 1"
+FIRST_ADDRESS = 1 << 61
+NOBODY = FIRST_ADDRESS - 1
+ANYBODY_LISTENING = "SELECT 1 FROM consuming WHERE queue = ? LIMIT 1"
 ADD_BROADCAST = "INSERT INTO broadcasts (namespace, topic, at, meta, body) VALUES (?, ?, ?, ?, ?)"
-DROP_BROADCASTS = "DELETE FROM broadcasts WHERE at < ?"
+OLDEST_BROADCAST = "SELECT at NOT BETWEEN ? AND ? FROM broadcasts ORDER BY seq LIMIT 1"
+# Only the oldest are looked at: there may be a minute's replies to a busy caller.
+DROP_BROADCASTS = """
+    DELETE FROM broadcasts WHERE seq IN (
+        SELECT seq FROM (SELECT seq, at FROM broadcasts ORDER BY seq LIMIT 500) WHERE at NOT BETWEEN ? AND ?)"""
+DROP_HEARD = f"DELETE FROM broadcasts WHERE {_LISTED}"
 LAST_BROADCAST = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'broadcasts'), 0)"
 BROADCASTS = """
     SELECT seq, meta, body FROM broadcasts
@@ -189,7 +110,7 @@ BROADCASTS = """
 
 INSPECT = f"""
     WITH waiting (queue, count, oldest) AS (
-            SELECT queue, count(*), min(seq) FROM messages WHERE {_IS_READY} GROUP BY queue
+            SELECT queue, count(*), min(seq) FROM messages WHERE {IS_READY} GROUP BY queue
             UNION ALL
             SELECT queue, count(*), min(seq) FROM messages
             WHERE due IS NOT NULL AND owner = {FREE} GROUP BY queue

@@ -38,6 +38,24 @@ class BroadcastPromises(Promises):
         await broker.broadcast(wanted := message("b"))
         assert ids(await self._hear(system, inbox)) == [wanted.id]
 
+    async def test_a_topic_added_later_is_heard_from_then_on_only(self, system: System, broker: Broker) -> None:
+        inbox = broker.inbox()
+        await inbox.listen(frozenset({"a"}))
+        await broker.broadcast(message("b"))
+        await broker.broadcast(before := message("a"))
+        await inbox.listen(frozenset({"a", "b"}))
+        await broker.broadcast(after := message("b"))
+        heard: list[Delivery] = []
+        while len(heard) < 2:
+            heard += await self._hear(system, inbox)
+        assert ids(heard) == [before.id, after.id]
+        await inbox.listen(frozenset())
+        await broker.broadcast(message("a"))
+        assert await inbox.receive(system.harness.quiet) == []
+        await inbox.listen(frozenset({"b"}))
+        await broker.broadcast(again := message("b"))
+        assert ids(await self._hear(system, inbox)) == [again.id]
+
     async def test_order_is_kept(self, system: System, broker: Broker) -> None:
         inbox = broker.inbox()
         await inbox.listen(frozenset({"news"}))
@@ -73,6 +91,25 @@ class BroadcastPromises(Promises):
         async with asyncio.timeout(system.harness.patience / 2):
             assert await receiving == []
         await broker.broadcast(message("news"))
+
+    async def test_a_closed_inbox_hears_nothing_and_its_life_has_ended(self, system: System, broker: Broker) -> None:
+        fresh, inbox = broker.inbox(), broker.inbox()
+        lives = fresh.life, inbox.life
+        await inbox.listen(frozenset({"news"}))
+        assert inbox.life == lives[1]
+        for one, life in zip((fresh, inbox), lives, strict=True):
+            await one.close()
+            assert one.life > life
+        await broker.broadcast(message("news"))
+        for one in (fresh, inbox):
+            async with asyncio.timeout(system.harness.patience / 2):
+                assert await one.receive(system.harness.patience) == []
+
+    async def test_an_inbox_closed_by_several_at_once_is_closed_once(self, system: System, broker: Broker) -> None:
+        inbox = broker.inbox()
+        await inbox.listen(frozenset({"news"}))
+        await asyncio.gather(inbox.close(), inbox.close())
+        await asyncio.gather(inbox.close(), broker.close())
 
     async def _hear(self, system: System, inbox: Inbox) -> list[Delivery]:
         heard = await inbox.receive(system.harness.patience)

@@ -69,6 +69,18 @@ class LifecyclePromises(Promises):
         assert await system.woken(receiving) == []
         assert sorted(ids(await system.take(system.consume(keeper, queue), 3))) == sorted(sent)
 
+    async def test_closing_the_broker_ends_the_lives_of_its_inboxes(self, system: System, broker: Broker) -> None:
+        other = await system.connect()
+        fresh, inbox = other.inbox(), other.inbox()
+        lives = fresh.life, inbox.life
+        await inbox.listen(frozenset({"news"}))
+        receiving = asyncio.create_task(inbox.receive(system.harness.patience))
+        await asyncio.sleep(system.harness.quiet)
+        await asyncio.gather(inbox.close(), other.close())
+        assert await system.woken(receiving) == []
+        assert fresh.life > lives[0]
+        assert inbox.life > lives[1]
+
     async def test_closing_in_the_middle_of_a_receive_loses_nothing(self, system: System, broker: Broker) -> None:
         queue = await system.declare(broker, "work")
         sent = await system.publish(broker, messages("work", 20))

@@ -15,6 +15,7 @@ from penstock.testing.conformance.ordered import OrderedPromises
 from penstock.testing.conformance.priority import PriorityPromises
 from penstock.testing.conformance.publish import PublishPromises
 from penstock.testing.conformance.receive import ReceivePromises
+from penstock.testing.conformance.replies import ReplyPromises
 from penstock.testing.conformance.settle import SettlePromises
 from penstock.testing.conformance.topics import TopicPromises
 from penstock.testing.conformance.waking import WakingPromises
@@ -36,6 +37,7 @@ class Conformance(
     LimitPromises,
     BatchPromises,
     BroadcastPromises,
+    ReplyPromises,
     AdminPromises,
 ):
     """Subclass it as `Test…` and give it a `harness` fixture; nothing else is needed."""

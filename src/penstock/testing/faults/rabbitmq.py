@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from penstock.testing.faults.ports import free_ports
 from penstock.testing.faults.waiting import wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
@@ -28,10 +28,6 @@ PLACES = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/usr/local/sbin", "/op
 START_WITHIN = 60.0  # seconds; usually 3 to 8
 STOP_WITHIN = 30.0
 COMMAND_WITHIN = 60.0
-
-# Outside of the range from which the system gives ports to connections: a client that keeps trying
-# while the server is away could otherwise be given the server's port, and be connected to itself.
-PORTS = (20_000, 30_000)
 
 
 class QueueFigures(NamedTuple):
@@ -70,7 +66,7 @@ class RabbitNode:
         if scripts is None:
             raise FileNotFoundError("no RabbitMQ server is installed")
         self.folder = folder
-        self.port, dist_port = _free_ports(2)
+        self.port, dist_port = free_ports(2)
         self.name = f"penstock-{os.getpid()}-{secrets.token_hex(4)}@localhost"
         self._scripts = scripts
         self._environment = self._prepare(dist_port, consumer_timeout, max_message_size, tick)
@@ -265,18 +261,3 @@ def _figures(table: str) -> Iterator[tuple[str, QueueFigures]]:
         name, *counts = line.split("\t")
         if len(counts) == len(QueueFigures._fields):
             yield name, QueueFigures(*(int(count) if count.isdigit() else 0 for count in counts))
-
-
-def _free_ports(count: int) -> list[int]:
-    rng = random.Random()
-    found: list[int] = []
-    while len(found) < count:
-        port = rng.randrange(*PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        if port not in found:
-            found.append(port)
-    return found

@@ -6,6 +6,9 @@ lost, messages come doubled or out of order, a lease is lost, handlers fail, rej
 store away, or kill the process. After every step the promises are checked; at the end, with the
 faults over, every message must have been finished or lie in the dead letters with good reason.
 The same seed is the same run.
+
+`penstock.testing.simulation.tasks` is the same for tasks and schedules, with a store that fails as well:
+`python -m penstock.testing.simulation --tasks SEED`.
 """
 
 from __future__ import annotations

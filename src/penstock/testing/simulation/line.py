@@ -6,20 +6,20 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from penstock.brokers.base import Broker, Inbox, OnLost, Queue, Settlement, Subscription
+from penstock.brokers.base import Broker, Inbox, OnLost, OnRefused, Queue, Settlement, Subscription
 from penstock.brokers.memory import MemoryBroker
-from penstock.errors import BrokerUnavailable, PublishError
+from penstock.errors import BrokerError, BrokerUnavailable, PublishError
 from penstock.message import Delivery, Outgoing
 
 if TYPE_CHECKING:
+    from penstock.testing.simulation.ground import Ground
     from penstock.testing.simulation.process import Process
-    from penstock.testing.simulation.world import World
 
 
 class FaultyBroker:
     """A memory broker over a bad line."""
 
-    def __init__(self, world: World, process: Process | None) -> None:
+    def __init__(self, world: Ground, process: Process | None) -> None:
         self._world = world
         self._process = process
         self._inner: Broker = MemoryBroker(server=world.server)
@@ -40,18 +40,29 @@ class FaultyBroker:
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
         await self._line()
-        outcome = await self._inner.publish(messages)
+        outcome = await self._publish(messages)
         if self._world.happens("doubled"):
             self._world.excused.update(message.id for message in messages)
-            await self._inner.publish(messages)
+            await self._publish(messages)
         await self._line()
+        return outcome
+
+    async def _publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        outcome = await self._inner.publish(messages)
+        for message, refusal in zip(messages, outcome, strict=True):
+            if refusal is None:
+                self._world.published(message)
         return outcome
 
     async def broadcast(self, message: Outgoing) -> None:
         await self._inner.broadcast(message)
 
-    def inbox(self) -> Inbox:
-        return self._inner.inbox()
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        await self._line()
+        await self._inner.reply(messages)
+
+    def inbox(self) -> FaultyInbox:
+        return FaultyInbox(self._world, self._inner.inbox())
 
     def subscribe(
         self, queues: Sequence[Queue], *, prefetch: int, lease: float, on_lost: OnLost, ahead: bool = True
@@ -66,12 +77,47 @@ class FaultyBroker:
         await line(self._world)
 
 
+class FaultyInbox:
+    """An inbox over a bad line: a request may be lost, be sent twice, or be sent and called lost."""
+
+    def __init__(self, world: Ground, inner: Inbox) -> None:
+        self._world = world
+        self._inner = inner
+
+    @property
+    def life(self) -> int:
+        return self._inner.life
+
+    async def listen(self, topics: frozenset[str]) -> None:
+        await self._inner.listen(topics)
+
+    async def receive(self, wait: float) -> list[Delivery]:
+        return await self._inner.receive(wait)
+
+    async def request(self, message: Outgoing, refused: OnRefused) -> None:
+        refusals: list[BrokerError] = []
+        await line(self._world)
+        await self._inner.request(message, refusals.append)
+        if self._world.happens("doubled"):
+            self._world.excused.add(message.id)
+            await self._inner.request(message, refusals.append)
+        try:
+            await line(self._world)
+        except BrokerUnavailable as error:
+            refusals.append(error)
+        if refusals:
+            refused(refusals[0])
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
 class FaultySubscription:
     """A subscription over a bad line. `held` is what the consumer holds as the world sees it."""
 
     inner: Subscription
 
-    def __init__(self, world: World, process: Process, prefetch: int, on_lost: OnLost) -> None:
+    def __init__(self, world: Ground, process: Process, prefetch: int, on_lost: OnLost) -> None:
         self.prefetch = prefetch
         self.held: dict[int, Delivery] = {}
         self._world = world
@@ -92,7 +138,7 @@ class FaultySubscription:
         await line(world)
         deliveries = await self.inner.receive(limit, wait)
         self.held.update((id(delivery), delivery) for delivery in deliveries)
-        if not world.plan.policy.ordered and world.happens("reordered"):
+        if not world.ordered and world.happens("reordered"):
             world.rng.shuffle(deliveries)
         return deliveries
 
@@ -100,7 +146,7 @@ class FaultySubscription:
         world = self._world
         await line(world)
         for item in items:
-            world.settling(item)
+            world.settling(self, item)
         lost = await self.inner.settle(items)
         for item in items:
             self.held.pop(id(item.delivery), None)
@@ -112,7 +158,7 @@ class FaultySubscription:
         await self.inner.close()
 
 
-async def line(world: World) -> None:
+async def line(world: Ground) -> None:
     """What a request goes through, before it is carried out and after: time, and perhaps a break."""
     await asyncio.sleep(world.rng.choice([0.0, 0.0, 0.001, 0.05]))
     if world.happens("broker error"):

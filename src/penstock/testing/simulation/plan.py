@@ -19,8 +19,9 @@ CALM_WITHIN = 2000.0
 class Violation(AssertionError):
     """A promise was broken."""
 
-    def __init__(self, seed: int, what: str) -> None:
-        super().__init__(f"seed {seed}: {what}; replay with: python -m penstock.testing.simulation {seed}")
+    def __init__(self, seed: int, what: str, option: str = "") -> None:
+        how = f"{option} {seed}".strip()
+        super().__init__(f"seed {seed}: {what}; replay with: python -m penstock.testing.simulation {how}")
 
 
 class Plan(msgspec.Struct, frozen=True):

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
+from penstock.testing.simulation.ground import Ground
 from penstock.testing.simulation.world import World
 from penstock.testing.virtual import VirtualLoop
 
+G = TypeVar("G", bound=Ground)
+
 
 def simulate(seed: int) -> World:
-    """Play one seed; the world afterwards.
+    """Play one seed of the world of routes; the world afterwards.
+
+    :raises Violation: a promise was broken; says how to replay it.
+    """
+    return play(World, seed)
+
+
+def play(kind: Callable[[int, VirtualLoop], G], seed: int) -> G:
+    """Play one seed of a kind of world; the world afterwards.
 
     :raises Violation: a promise was broken; says how to replay it.
     """
     loop = VirtualLoop()
-    world = World(seed, loop)
+    world = kind(seed, loop)
     loop.set_task_factory(world.make_task)
     failures: list[BaseException] = []
     loop.set_exception_handler(lambda _, about: failures.append(about.get("exception") or RuntimeError(str(about))))
@@ -26,7 +39,7 @@ def simulate(seed: int) -> World:
         return world
     finally:
         for process in world.processes:
-            process.alive = False
+            process.life.alive = False
         for task in asyncio.all_tasks(loop):
             task.cancel()
         loop.set_exception_handler(lambda *_: None)
@@ -36,7 +49,7 @@ def simulate(seed: int) -> World:
         loop.close()
 
 
-async def _watch(world: World, playing: asyncio.Task[None], failures: list[BaseException]) -> None:
+async def _watch(world: Ground, playing: asyncio.Task[None], failures: list[BaseException]) -> None:
     """The world's end, the first violation, or the first error that came out of a task nobody awaits."""
     while not playing.done() and not failures and world.violation is None:
         await asyncio.wait([playing], timeout=0.25)

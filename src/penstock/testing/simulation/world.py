@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 from collections import Counter
 from typing import Any
 
 from penstock.brokers.base import Ack, Move, Settlement
-from penstock.brokers.memory import MemoryServer
 from penstock.delivery import dead_letters
 from penstock.delivery.arguments import bind
 from penstock.delivery.consumer import queues_of
@@ -17,64 +14,40 @@ from penstock.delivery.dead_letters import dead_queue
 from penstock.delivery.route import MAX_CRASHES, Route
 from penstock.errors import BrokerUnavailable
 from penstock.message import Delivery, Message, Outgoing
-from penstock.testing.simulation.line import FaultyBroker
-from penstock.testing.simulation.plan import CALM_WITHIN, FAULTY_FOR, QUEUE, Plan, Violation
-from penstock.testing.simulation.process import Process, Stepped, current_process
-from penstock.testing.virtual import VirtualClock, VirtualLoop
+from penstock.testing.simulation.ground import Ground
+from penstock.testing.simulation.line import FaultyBroker, FaultySubscription
+from penstock.testing.simulation.plan import CALM_WITHIN, FAULTY_FOR, LANE, QUEUE, Plan
+from penstock.testing.simulation.worker import Worker
+from penstock.testing.virtual import VirtualLoop
 
 
-class World:
+class World(Ground):
     """One simulated run: the processes, the broker they share, and the ledger outside of both."""
 
     def __init__(self, seed: int, loop: VirtualLoop) -> None:
-        self.seed = seed
-        self.loop = loop
-        self.rng = random.Random(seed)
+        super().__init__(seed, loop)
         self.plan = Plan.draw(self.rng)
-        self.clock = VirtualClock(loop)
-        self.server = MemoryServer(self.clock)
-        self.processes: list[Process] = []
-        self.calm = False
-        self.violation: Violation | None = None
-        self.steps = 0
+        self.chance = self.plan.chance
+        self.ordered = self.plan.policy.ordered
         self.confirmed: dict[str, str | None] = {}  # id → key, in publishing order
         self.finished: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.rejected: set[str] = set()
         self.lone_losses: Counter[str] = Counter()  # times a process was lost with this message alone in its lane
-        self.excused: set[str] = set()  # may run more than once
         self.buried: dict[str, str] = {}  # id → reason
-        self._graveyard: list[Any] = []
         self._fewest = 0
 
     # -- judging
 
-    def require(self, promise: bool, what: str) -> None:
-        if not promise:
-            # Kept as well: raised inside the handler, the engine would take it for the user's error.
-            self.violation = self.violation or Violation(self.seed, f"at {self.loop.now:.3f} s, {what}")
-            raise self.violation
-
-    def happens(self, fault: str) -> bool:
-        return not self.calm and self.rng.random() < self.plan.chance[fault]
-
-    def stepped(self, process: Process) -> None:
-        """After every step of a process: check, and perhaps let something befall it."""
-        self.steps += 1
+    def check(self) -> None:
         if len(self.server.records) < self._fewest:
             self.check_conservation()
         self._fewest = len(self.server.records)
-        if not process.alive:
-            return
-        for subscription in process.subscriptions:
-            held = len(subscription.held)
-            self.require(held <= subscription.prefetch, f"{held} held, prefetch is {subscription.prefetch}")
-        if self.happens("crash"):
-            process.crash()
-        elif self.happens("lost lease"):
-            process.lose_lease()
-        elif self.happens("drain"):
-            process.drain()
+
+    def lost_in_hand(self, delivery: Delivery) -> None:
+        super().lost_in_hand(delivery)
+        if delivery.queue == LANE:
+            self.lone_losses[delivery.id] += 1
 
     def check_conservation(self) -> None:
         present = {delivery.id for delivery in self.contents()}
@@ -84,10 +57,7 @@ class World:
                 f"message {id} is gone, unfinished and not in the dead letters",
             )
 
-    def contents(self) -> list[Delivery]:
-        return [self.server._delivery(record) for record in self.server.records.values()]
-
-    def settling(self, item: Settlement) -> None:
+    def settling(self, subscription: FaultySubscription, item: Settlement) -> None:
         id = item.delivery.id
         if isinstance(item, Ack):
             self.require(self.finished[id] > 0, f"message {id} is acknowledged before it was finished")
@@ -110,7 +80,7 @@ class World:
     async def play(self) -> None:
         for queue in queues_of(self.route(lambda messages: None)):
             self.server.declare("", queue)
-        self.processes = [Process(self, n) for n in range(self.plan.processes)]
+        self.processes = [Worker(self, n) for n in range(self.plan.processes)]
         for process in self.processes:
             process.boot()
         await self._publish_all()
@@ -185,19 +155,3 @@ class World:
             vhost=None,
             prefetch=self.plan.prefetch,
         )
-
-    def make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        """The loop's task factory: tasks of a simulated process go through `Stepped`."""
-        process = current_process.get()
-        if process is not None:
-            coroutine = Stepped(coroutine, process)
-        return asyncio.Task(coroutine, loop=loop, **options)
-
-    def bury_coroutine(self, coroutine: Any) -> None:
-        """Keep what a dead process was doing from being finalised, which would run its `finally` blocks."""
-        self._graveyard.append(coroutine)
-
-    def clean_up(self) -> None:
-        for coroutine in self._graveyard:
-            with contextlib.suppress(BaseException):
-                coroutine.close()

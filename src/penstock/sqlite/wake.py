@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import zlib
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -16,7 +17,31 @@ import msgspec
 LOOPBACK = "127.0.0.1"
 MAX_SIZE = 1400
 
+_BUCKETS = 1 << 16
+_FIRST_BUCKET = -(1 << 20)  # below all ids that are reserved
+_MOST_NAMED = 80  # buckets in a datagram, so that it stays small
+
 _decode = msgspec.json.Decoder(set[int]).decode
+
+
+def bucket(key: str) -> int:
+    """The id, common to all processes, by which a datagram names an entry; few share one."""
+    return _FIRST_BUCKET - zlib.crc32(key.encode()) % _BUCKETS
+
+
+def buckets(keys: Iterable[str]) -> set[int]:
+    """Those of some keys; none where they would be too many: then any entry may be meant."""
+    found: set[int] = set()
+    for key in keys:
+        found.add(bucket(key))
+        if len(found) > _MOST_NAMED:
+            return set()
+    return found
+
+
+def named_buckets(ids: set[int]) -> set[int]:
+    """The buckets among what a datagram says."""
+    return {id for id in ids if id <= _FIRST_BUCKET}
 
 
 class WakeUp:

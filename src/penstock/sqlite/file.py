@@ -17,12 +17,11 @@ import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
-from penstock.brokers.sqlite import sql
-from penstock.brokers.sqlite.wake import WakeUp
 from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from penstock.sqlite import schema
+from penstock.sqlite.wake import WakeUp, buckets
 
 try:
     import fcntl
@@ -42,14 +41,16 @@ class DiskFull(BrokerUnavailable):
 
 
 class Transaction:
-    """The connection inside a transaction, and the queues in which it made something ready."""
+    """The connection inside a transaction, the queues in which it made something ready (`woken`), and the
+    entries whose followers are to hear of a change (`told`)."""
 
-    __slots__ = ("execute", "executemany", "woken")
+    __slots__ = ("execute", "executemany", "told", "woken")
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.woken: set[int] = set()
+        self.told: set[str] = set()
 
 
 class Work(NamedTuple, Generic[T]):
@@ -69,6 +70,18 @@ class Listener(Protocol):
     def ring(self) -> None: ...
 
 
+class Follower(Protocol):
+    """Somebody in this process who follows entries. Called in threads of the file."""
+
+    def hear(self, keys: set[str]) -> None:
+        """These were changed by this process."""
+        ...
+
+    def hear_from_afar(self, ids: set[int] | None) -> None:
+        """Another process changed some entries, which a datagram named so; None: or may have."""
+        ...
+
+
 class SqliteFile:
     """A file in use by this process. `lease()` and `drop()` count its users."""
 
@@ -81,7 +94,8 @@ class SqliteFile:
         self.orphaned = False
         """This process inherited it, without its thread, from the one that forked it."""
         self.listeners: set[Listener] = set()
-        self.wake_up = WakeUp(self._wake_listeners)
+        self.followers: set[Follower] = set()
+        self.wake_up = WakeUp(self._heard)
         self._users = 0
         self._closed: asyncio.Future[None] | None = None
         self._work: queue.SimpleQueue[Work[Any] | None] = queue.SimpleQueue()
@@ -195,18 +209,28 @@ class SqliteFile:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 outcomes += [(work.done, work.run(tx)) for work in wanted]
+                if tx.told:
+                    tx.woken.add(schema.WATCHES)
                 if tx.woken:
                     listed = str(list(tx.woken))
-                    ports = [row[0] for row in tx.execute(sql.PORTS, (listed, self.wake_up.port))]
+                    ports = [row[0] for row in tx.execute(schema.PORTS, (listed, self.wake_up.port))]
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+        self._wake(tx, ports)
+        return outcomes
+
+    def _wake(self, tx: Transaction, ports: list[int]) -> None:
+        """Whoever waits for what has just been committed."""
+        if tx.told:
+            for follower in tuple(self.followers):
+                follower.hear(tx.told)
         if tx.woken:
             self._wake_listeners(tx.woken)
-            self.wake_up.send(ports, tx.woken)
-        return outcomes
+            if ports:
+                self.wake_up.send(ports, tx.woken | buckets(tx.told))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -228,6 +252,13 @@ class SqliteFile:
         for loop, mine in loops.items():
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits
                 loop.call_soon_threadsafe(_resolve, mine)
+
+    def _heard(self, ids: set[int] | None) -> None:
+        """What another process sent; None: anything may have happened."""
+        self._wake_listeners(ids)
+        if ids is None or schema.WATCHES in ids:
+            for follower in tuple(self.followers):
+                follower.hear_from_afar(ids)
 
     def _wake_listeners(self, queue_ids: set[int] | None) -> None:
         for listener in tuple(self.listeners):
@@ -285,19 +316,22 @@ class SqliteFile:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables and application != sql.APPLICATION_ID:
+        if tables and application != schema.APPLICATION_ID:
             raise BrokerRefused(f"{self.path} is a database of something else; give Penstock a file of its own")
-        if tables and version != sql.VERSION:
-            raise BrokerRefused(f"{self.path} has schema {version}; this Penstock knows schema {sql.VERSION}")
+        if tables and version != schema.VERSION and version not in schema.MIGRATIONS:
+            raise BrokerRefused(f"{self.path} has schema {version}; this Penstock knows schema {schema.VERSION}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         if not tables:
             connection.executescript(
-                f"BEGIN IMMEDIATE; PRAGMA application_id = {sql.APPLICATION_ID}; "
-                f"PRAGMA user_version = {sql.VERSION}; {sql.SCHEMA} COMMIT;"
+                f"BEGIN IMMEDIATE; PRAGMA application_id = {schema.APPLICATION_ID}; "
+                f"PRAGMA user_version = {schema.VERSION}; {schema.SCHEMA} COMMIT;"
             )
+        elif version != schema.VERSION:
+            steps = "".join(schema.MIGRATIONS[step] for step in range(version, schema.VERSION))
+            connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {schema.VERSION}; COMMIT;")
         connection.execute("SELECT count(*) FROM queues").fetchone()
 
     def _close(self) -> None:
@@ -349,16 +383,6 @@ def _resolve(outcomes: list[tuple[asyncio.Future[Any], Any]]) -> None:
             done.set_exception(outcome)
         else:
             done.set_result(outcome)
-
-
-def database_path(path: str) -> str:
-    """The file a URL's path names: `sqlite:///relative.db`, `sqlite:////absolute.db`.
-
-    :raises RuntimeError, ValueError: the home of nobody, a character that no file name has.
-    """
-    if "\0" in path:
-        raise ValueError("it holds a null character")
-    return str(Path(path[1:]).expanduser()) if path.startswith("/") else path
 
 
 if hasattr(os, "register_at_fork"):

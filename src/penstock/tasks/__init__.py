@@ -1,0 +1,1 @@
+"""Tasks: functions that are called through queues, and the schedules that call them."""

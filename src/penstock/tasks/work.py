@@ -1,0 +1,390 @@
+"""`Work`: one task at work. From a message to a run, and from what came of it to a record or a reply."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+from penstock import codec, terms
+from penstock.brokers.base import Broker
+from penstock.client.publishing import check_headers
+from penstock.clock import backoff_delay
+from penstock.context import current_headers, current_progress
+from penstock.delivery import history
+from penstock.delivery.settlement import Burial
+from penstock.delivery.stopping import Overrun, RemoteFailure, Runner
+from penstock.delivery.surroundings import Surroundings
+from penstock.errors import (
+    BodyTooLarge,
+    BrokerError,
+    BrokerRefused,
+    BrokerUnavailable,
+    RemoteError,
+    TimeoutError,
+    Unavailable,
+    one_line,
+    printable,
+)
+from penstock.message import Message, Outgoing
+from penstock.stores.ledger import Held, Ledger
+from penstock.stores.records import Body, RunState, State
+from penstock.tasks.definition import TaskFunction
+from penstock.tasks.limits import Limits
+from penstock.tasks.progress import Progress, nowhere, unheard
+from penstock.tasks.signature import Bound, Task
+from penstock.terms import EXPIRED, FAILED, REPLY, TAKEN, Failure, Reply, Terms
+
+log = logging.getLogger("penstock.tasks")
+
+T = TypeVar("T")
+
+WATCH_AFTER = 0.05
+"""Seconds after which a run is worth looking whether somebody wants it cancelled."""
+LOOK = 30.0  # seconds between looks, beside hearing of it
+FIRST_RETRY, LONGEST_RETRY = 0.05, 5.0  # seconds
+MAX_TRACEBACK = 6000  # characters
+MAX_MESSAGE = 4000
+MAX_HEADERS = 16_000  # characters of an answer's headers, so that every system can carry them
+
+
+class Work:
+    """What becomes of a task's messages. `handle` is the route's handler, `announce` hears of burials."""
+
+    def __init__(
+        self,
+        task: TaskFunction[Any, Any],
+        runner: Runner,
+        broker: Broker,
+        ledger: Ledger | None,
+        limits: Limits | None,
+        around: Surroundings,
+    ) -> None:
+        self._task = task
+        self._runner = runner
+        self._broker = broker
+        self._ledger = ledger
+        self._limits = limits
+        self._around = around
+        self._begun: dict[str, Held] = {}
+        """Runs that have failed and are about to be buried."""
+        self._under_way: dict[str, asyncio.Event] = {}
+
+    async def handle(self, message: Message) -> None:
+        """Run it, and answer or record. Raises what is to be tried again or buried."""
+        asked = terms.read(message.source.headers)
+        if self._limits is None or await self._needs_no_turn(message, asked):
+            await self._handle(message, asked)
+            return
+        async with contextlib.AsyncExitStack() as admitted:
+            message.taken = False  # it has to wait its turn
+            try:
+                await admitted.enter_async_context(self._limits.admitted())
+            except BrokerUnavailable as error:
+                raise Unavailable(f"the store: {one_line(error)}") from error
+            message.taken = True
+            await self._handle(message, asked)
+
+    async def announce(self, burial: Burial) -> bool:
+        """Tell whoever waits that a message is given up; whether it belongs into the dead letters."""
+        delivery = burial.delivery
+        asked = terms.read(delivery.headers)
+        failure = _as_failure(burial.error, burial.reason)
+        if delivery.reply_to is not None:
+            if asked.deadline is None or self._around.clock.time() <= asked.deadline:
+                await self._reply(delivery.reply_to, delivery.id, FAILED, *codec.encode(failure))
+            return burial.reason == "crashed"  # the caller has all there is to know of the others
+        held = self._begun.pop(delivery.id, None)
+        if self._ledger is None or not asked.recorded:
+            return True
+        if held is None:
+            number = history.read(delivery.headers).attempts + delivery.redelivered + 1
+            held = await self._ledger.at_hand(delivery.id, self._task.name, asked, number)
+            if held.over:
+                return held.state.state == "failed"  # else it is done with
+        return (await self._finish(held, "failed", asked, error=failure, line=_line(failure))).state == "failed"
+
+    async def _needs_no_turn(self, message: Message, asked: Terms) -> bool:
+        """Whether no run will come of it: it has expired, or ended, or been cancelled."""
+        if self._is_late(message, asked):
+            return True
+        if self._ledger is None or not asked.recorded:
+            return False
+        try:
+            held = await self._ledger.at_hand(message.id, self._task.name, asked, message.attempt)
+        except BrokerUnavailable:
+            return False
+        return asked.again is None and (held.over or held.state.cancel)
+
+    def _is_late(self, message: Message, asked: Terms) -> bool:
+        now, expires_at = self._around.clock.time(), message.source.expires_at
+        if message.source.reply_to is not None and asked.deadline is not None and now > asked.deadline:
+            return True
+        return expires_at is not None and message.attempt == 1 and now > expires_at
+
+    async def _handle(self, message: Message, asked: Terms) -> None:
+        if message.source.reply_to is not None:
+            await self._answer(message, message.source.reply_to, asked)
+        else:
+            await self._once_here(message, asked)
+
+    # -- calls
+
+    async def _answer(self, message: Message, to: str, asked: Terms) -> None:
+        source, now = message.source, self._around.clock.time()
+        if asked.tell_taken and source.expires_at is not None and now > source.expires_at and message.attempt == 1:
+            await self._reply(to, source.id, EXPIRED)
+            return
+        if asked.deadline is not None and now > asked.deadline:
+            log.debug("%s: the caller of %s waits no more", self._task.name, source.id)
+            return
+        if asked.tell_taken:
+            await self._reply(to, source.id, TAKEN)
+        headers: dict[str, Any] = {}
+        current_progress.set(nowhere if self._ledger is None else unheard)
+        try:
+            value = await self._run(message, asked, headers)
+            body, described = await self._encode(value, headers)
+        except Exception as error:
+            trace = None if isinstance(error, Stopped) else error  # where it was stopped is nowhere in particular
+            log.warning("%s failed on call %s: %s", self._task.name, source.id, one_line(error), exc_info=trace)
+            await self._reply(to, source.id, FAILED, *codec.encode(_as_failure(error, "failed")))
+        else:
+            await self._reply(to, source.id, None, body, described)
+
+    async def _reply(
+        self, to: str, id: str, kind: str | None, body: bytes = b"", headers: Mapping[str, Any] | None = None
+    ) -> None:
+        """If it cannot be sent, the caller's connection has most likely gone with ours: it waits no more."""
+        headers = headers or {}
+        if kind is not None:
+            headers = {**headers, REPLY: kind}
+        reply = Outgoing(id=id, topic=to, body=body, headers=headers, persistent=False)
+        try:
+            await self._broker.reply([reply])
+        except BrokerUnavailable as error:
+            log.warning("%s: no answer to call %s: %s", self._task.name, id, one_line(error))
+
+    # -- tasks
+
+    async def _once_here(self, message: Message, asked: Terms) -> None:
+        """A second copy waits for the first to end. It may be all there is, if that one is not ours any more."""
+        while (other := self._under_way.get(message.id)) is not None:
+            await other.wait()
+        ended = self._under_way[message.id] = asyncio.Event()
+        try:
+            await self._carry_out(message, asked)
+        finally:
+            del self._under_way[message.id]
+            ended.set()
+
+    async def _carry_out(self, message: Message, asked: Terms) -> None:
+        source, ledger = message.source, self._ledger
+        if self._is_late(message, asked):
+            log.info("%s: task %s waited here until it had expired", self._task.name, source.id)
+            if ledger is not None and asked.recorded:
+                await self._until_done(lambda: ledger.expire(source.id, self._task.name, asked))
+            return
+        if ledger is None or not asked.recorded:
+            if asked.recorded:
+                log.warning("%s: nobody hears of task %s: this app has no store", self._task.name, source.id)
+            current_progress.set(nowhere if self._ledger is None else unheard)
+            try:
+                await self._encode(await self._run(message, asked, {}), {})
+            except Unavailable:
+                raise
+            except Exception:
+                self._try_again(message, asked)
+                raise
+            return
+        try:
+            held = await ledger.begin(source.id, self._task.name, asked, message.attempt)
+        except BrokerUnavailable as error:
+            raise Unavailable(f"the store: {one_line(error)}") from error
+        if held.over:
+            log.debug("%s: task %s is %s, and needs no other run", self._task.name, source.id, held.state.state)
+            _bury_if_failed(held.state)
+            return
+        progress = Progress(ledger, held)
+        current_progress.set(progress)
+        try:
+            value = await self._watched(message, asked, held)
+            if value is _CANCELLED:
+                await progress.close()
+                _bury_if_failed(await self._finish(held, "cancelled", asked))
+                return
+            body, described = await self._encode(value, {})
+        except Exception as error:
+            await progress.close()
+            if isinstance(error, Unavailable) or self._try_again(message, asked):
+                line = one_line(error)
+                await self._until_done(lambda: ledger.requeue(held, line))
+            else:
+                self._begun[source.id] = held
+            raise
+        finally:
+            progress.stop()
+        await progress.close()
+        _bury_if_failed(await self._finish(held, "succeeded", asked, result=Body(body, dict(described))))
+
+    def _try_again(self, message: Message, asked: Terms) -> bool:
+        """Whether a run that failed is to be tried again, by its message's verdict."""
+        failures = history.read(message.source.headers).failures + 1
+        retries = self._task.policy.retries if asked.retries is None else asked.retries
+        if failures > retries:
+            return False
+        message.retry(backoff_delay(failures, asked.backoff or self._task.policy.backoff, self._around.rng))
+        return True
+
+    async def _watched(self, message: Message, asked: Terms, held: Held) -> Any:
+        """Run it, unless somebody cancels the task meanwhile."""
+        loop = asyncio.get_running_loop()
+        running = asyncio.ensure_future(self._run(message, asked, {}))
+        watching: list[asyncio.Task[None]] = []
+        cancelled = False
+
+        async def watch() -> None:
+            nonlocal cancelled
+            await self._cancel_wanted(held)
+            cancelled = True
+            running.cancel()
+
+        timer = loop.call_later(WATCH_AFTER, lambda: watching.append(loop.create_task(watch())))
+        try:
+            return await running
+        except asyncio.CancelledError:
+            if not cancelled:
+                raise
+            return _CANCELLED
+        finally:
+            timer.cancel()
+            for one in watching:
+                one.cancel()
+
+    async def _cancel_wanted(self, held: Held) -> None:
+        """Until somebody wants the run to end, or it is not ours any more."""
+        assert self._ledger is not None
+        while True:
+            try:
+                async with self._ledger.followers.follow([f"run/{held.taskid}/{held.queue}"]) as bell:
+                    while not await self._ledger.wants_cancel(held):
+                        await bell.wait(LOOK)
+                    return
+            except BrokerError as error:
+                log.debug("cannot see whether %s is to be cancelled: %s", held.taskid, one_line(error))
+            await asyncio.sleep(LONGEST_RETRY)
+
+    async def _finish(
+        self,
+        held: Held,
+        state: State,
+        asked: Terms,
+        *,
+        result: Body | None = None,
+        error: Failure | None = None,
+        line: str | None = None,
+    ) -> RunState:
+        """Write the end of a run down; how it stands then, perhaps in another way."""
+        ledger = self._ledger
+        assert ledger is not None
+        if asked.result_ttl is None:
+            asked = terms.replace(asked, result_ttl=self._task.policy.result_ttl)
+        run = await self._until_done(lambda: ledger.finish(held, state, asked, result=result, error=error, line=line))
+        if run.state != state:
+            log.warning("%s: task %s has %s too late: it is %s", self._task.name, held.taskid, state, run.state)
+        return run
+
+    async def _until_done(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What has come of a run is written down, however long the store is away; its message waits."""
+        delay = FIRST_RETRY
+        while True:
+            try:
+                return await work()
+            except BrokerRefused:
+                raise
+            except BrokerUnavailable as error:
+                log.warning("%s: cannot be recorded, again in %.1f s: %s", self._task.name, delay, one_line(error))
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, LONGEST_RETRY)
+
+    # -- both
+
+    async def _run(self, message: Message, asked: Terms, headers: dict[str, Any]) -> Any:
+        """One run, within its limit: the smaller of the task's and the caller's.
+
+        :raises TimeoutError: it was stopped there.
+        """
+        bound: Bound = message.body
+        current_headers.set(headers)
+        whole = Task(message.id, asked.topic or message.topic, bound.content, message)
+        args, kwargs = self._task.signature.with_task(bound, whole)
+        limit = self._task.policy.timeout
+        if asked.limit is not None and (limit is None or asked.limit < limit):
+            limit = asked.limit
+        try:
+            value = await self._runner.run(args, kwargs, limit)
+        except Overrun as error:
+            raise Stopped(f"task {self._task.name!r} was stopped: it ran for over {error.limit:g} s") from None
+        if isinstance(value, Reply):
+            headers.update(value.headers)
+            return value.value
+        return value
+
+    async def _encode(self, value: Any, headers: dict[str, Any]) -> tuple[bytes, Mapping[str, Any]]:
+        """:raises Unencodable, BodyTooLarge, ValueError: what the function returned cannot be sent."""
+        if headers:
+            check_headers(headers)
+            size = sum(len(name) + len(str(value)) for name, value in headers.items())
+            if size > MAX_HEADERS:
+                raise ValueError(f"the headers of an answer hold {MAX_HEADERS} characters, and not {size}")
+        data, described = codec.encode(value, headers)
+        if len(data) > self._around.max_body:
+            raise BodyTooLarge(len(data), self._around.max_body)
+        return await codec.compress_aside(data, described)
+
+
+class Stopped(TimeoutError):
+    """A run was stopped at its limit. (Any other `TimeoutError` is the function's own.)"""
+
+
+class _Cancelled:
+    """In place of a result."""
+
+
+_CANCELLED: Any = _Cancelled()
+
+
+def _bury_if_failed(run: RunState) -> None:
+    """With a message of a run that has failed in other hands: whether it has come to the dead letters is not known.
+
+    :raises RemoteError: what it failed with.
+    """
+    if run.state == "failed":
+        error = run.error or Failure("Failed", "it is not known why")
+        raise RemoteError(error.type, error.message, error.traceback)
+
+
+def _as_failure(error: BaseException | str | None, reason: str) -> Failure:
+    """An error as data."""
+    if isinstance(error, RemoteFailure | RemoteError):
+        return Failure(error.type, error.message[:MAX_MESSAGE], error.traceback)
+    if isinstance(error, BaseException):
+        trace = None
+        if error.__traceback__ is not None:
+            trace = printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
+        try:
+            text = printable(str(error))[:MAX_MESSAGE]
+        except Exception:
+            text = "(it cannot say itself)"
+        if isinstance(error, Stopped):
+            return Failure("TimeoutError", text, trace, timeout=True)
+        return Failure(type(error).__name__, text, trace)
+    return Failure(reason.capitalize(), error or "it is not known why")
+
+
+def _line(failure: Failure) -> str:
+    text = " ".join(failure.message.split())
+    return f"{failure.type}: {text}" if text else failure.type
