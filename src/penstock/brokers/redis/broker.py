@@ -1,0 +1,139 @@
+"""The contract on a Redis server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from penstock.brokers.base import Capabilities, OnLost, Queue
+from penstock.brokers.redis import lua, wire
+from penstock.brokers.redis.admin import RedisAdmin
+from penstock.brokers.redis.inbox import RedisInbox
+from penstock.brokers.redis.subscription import RedisSubscription
+from penstock.errors import PublishError, QueueFull, QueueMismatch, StorageFull, Unroutable
+from penstock.message import Outgoing
+from penstock.redis.address import parse_address
+from penstock.redis.checks import survey
+from penstock.redis.errors import NoRoom
+from penstock.redis.line import Word
+from penstock.redis.link import Link, Script
+from penstock.redis.listening import Listening
+
+ROOM = "penstock"
+MAX_BATCH = 512 * 2**20
+"""Bytes in one script; the server breaks off a connection at 1 GiB."""
+
+
+class RedisBroker:
+    """`redis://user:password@host:port/database`, optionally `?vhost=namespace`."""
+
+    capabilities = Capabilities(
+        durable=False,  # until the server has said that it is
+        atomic_move=True,
+        atomic_publish=True,
+        fenced=True,
+        max_lease=None,
+        priorities=256,
+        delay=True,
+        expiry=True,
+        ordered=True,
+        topics=True,
+        browse=True,
+        pause=True,
+        lists=True,
+        sees_delayed=True,
+        exact_length=True,
+    )
+
+    def __init__(self, url: str, *, vhost: str | None = None) -> None:
+        self.address = parse_address(url, vhost)
+        self.prefix = self.address.prefix(ROOM)
+        self.channels = self.address.channels(ROOM)
+        self.link = Link(self.address)
+        self.listening = Listening(self.link)
+        self._declared: dict[str, Queue] = {}
+        self._subscriptions: list[RedisSubscription] = []
+        self._inboxes: set[RedisInbox] = set()
+
+    @property
+    def admin(self) -> RedisAdmin:
+        return RedisAdmin(self)
+
+    async def run(self, script: Script, *arguments: Word) -> object:
+        """Carry out one script of `lua`."""
+        return await self.link.run(script, self.prefix, self.channels, *arguments)
+
+    async def open(self) -> None:
+        keeping = await survey(self.link)
+        self.capabilities = msgspec.structs.replace(type(self).capabilities, durable=keeping.durable)
+
+    async def close(self) -> None:
+        # All at once: what one releases must not go to the next.
+        await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
+        self._subscriptions.clear()
+        await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
+        self._inboxes.clear()
+        await self.listening.close()
+        self.link.close()
+
+    async def declare(self, queue: Queue) -> None:
+        topics = dict.fromkeys((queue.name, *queue.topics))
+        limit = "" if queue.max_length is None else queue.max_length
+        said = await self.run(lua.DECLARE, queue.name, int(queue.ordered), queue.lane_of or "", limit, *topics)
+        if said:
+            raise QueueMismatch(f"queue {queue.name!r} exists with ordered={said == b'1'}")
+        self._declared[queue.name] = queue
+
+    async def declare_again(self, name: str) -> bool:
+        """Make a queue that was declared here and is gone, in a database that was emptied; whether it was."""
+        queue = self._declared.get(name)
+        if queue is None:
+            return False
+        if queue.lane_of is not None and queue.lane_of in self._declared:
+            await self.declare(self._declared[queue.lane_of])
+        await self.declare(queue)
+        return True
+
+    async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
+        if not messages:
+            return []
+        arguments: list[Word] = []
+        for message in messages:
+            arguments += wire.stored(message)
+        if sum(len(message.body) for message in messages) > MAX_BATCH:
+            too_much = PublishError(f"a batch of over {MAX_BATCH >> 20} MiB: publish it in parts")
+            return [too_much] * len(messages)
+        try:
+            refused = await self.run(lua.PUBLISH, *arguments)
+        except NoRoom as error:
+            return [StorageFull(str(error))] * len(messages)
+        outcomes: list[PublishError | None] = [None] * len(messages)
+        assert isinstance(refused, list)
+        for index, full, limit in refused:
+            outcomes[index] = QueueFull(full.decode(), limit) if full else Unroutable(messages[index].topic)
+        return outcomes
+
+    async def broadcast(self, message: Outgoing) -> None:
+        await self.link.call("PUBLISH", f"{self.channels}topic:{message.topic}", wire.encode_spoken(message))
+
+    async def reply(self, messages: Sequence[Outgoing]) -> None:
+        await asyncio.gather(
+            *(
+                self.link.call("PUBLISH", f"{self.channels}inbox:{one.topic}", wire.encode_spoken(one))
+                for one in messages
+            )
+        )
+
+    def inbox(self) -> RedisInbox:
+        inbox = RedisInbox(self, self._inboxes.discard)
+        self._inboxes.add(inbox)
+        return inbox
+
+    def subscribe(
+        self, queues: Sequence[Queue], *, prefetch: int, lease: float, on_lost: OnLost, ahead: bool = True
+    ) -> RedisSubscription:
+        subscription = RedisSubscription(self, [queue.name for queue in queues], prefetch, lease, on_lost)
+        self._subscriptions.append(subscription)
+        return subscription

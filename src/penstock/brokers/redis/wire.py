@@ -1,0 +1,116 @@
+"""Messages as they are written into Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from penstock.message import Delivery, Outgoing
+from penstock.redis.line import Word
+
+
+class Meta(msgspec.Struct, array_like=True):
+    """What never changes while a message waits."""
+
+    id: str
+    topic: str
+    key: str | None
+    priority: int
+    enqueued_at: float
+    expires_at: float | None
+    headers: dict[str, Any]
+    reply_to: str | None = None
+
+
+class Place(NamedTuple):
+    """An entry of a stream: the handle of a delivery. It is void once it is given back, moved or taken over,
+    for then the message is another entry."""
+
+    stream: str
+    """`rank:queue`."""
+    entry: bytes
+    keyed: bool
+    """Whether others of its key may be waiting behind it."""
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Meta).decode
+
+
+def encode_meta(message: Outgoing) -> bytes:
+    said: tuple[Any, ...] = (
+        message.id,
+        message.topic,
+        message.key,
+        message.priority,
+        message.enqueued_at,
+        message.expires_at,
+        message.headers,
+    )
+    if message.reply_to is not None:
+        said = (*said, message.reply_to)
+    return _encode(said)
+
+
+def stored(message: Outgoing) -> tuple[Word, ...]:
+    """Topic, rank, delay, expires at, key, meta, body: as the scripts take them."""
+    return (
+        message.topic,
+        2 * message.priority,
+        max(message.delay, 0),
+        "" if message.expires_at is None else repr(message.expires_at),
+        "" if message.key is None else f"={message.key}",
+        encode_meta(message),
+        message.body,
+    )
+
+
+def deliveries(names: Sequence[str], found: Sequence[Any]) -> Iterator[Delivery]:
+    """What a claim found: `[number of the queue, rank, entries] …`."""
+    for number, rank, entries in found:
+        name = names[number]
+        stream = f"{rank.decode()}:{name}"
+        for entry, fields in entries:
+            if len(fields) == 4:
+                yield to_delivery(name, fields[1], fields[3], 0, Place(stream, entry, False))
+            else:
+                more = dict(zip(fields[4::2], fields[5::2], strict=True))
+                place = Place(stream, entry, b"k" in more)
+                yield to_delivery(name, fields[1], fields[3], int(more.get(b"r", 0)), place)
+
+
+def to_delivery(queue: str, meta: bytes, body: bytes, redelivered: int, token: Any) -> Delivery:
+    said = _decode(meta)
+    return Delivery(
+        queue,
+        said.id,
+        said.topic,
+        body,
+        said.headers,
+        said.key,
+        said.priority,
+        said.enqueued_at,
+        said.expires_at,
+        redelivered,
+        token,
+        False,
+        said.reply_to,
+    )
+
+
+def encode_spoken(message: Outgoing) -> bytes:
+    """A message on a channel: the length of its meta, a line's end, its meta, its body."""
+    meta = encode_meta(message)
+    return b"%d\n%b%b" % (len(meta), meta, message.body)
+
+
+def decode_spoken(data: bytes) -> Delivery:
+    """:raises ValueError: not ours."""
+    size, _, rest = data.partition(b"\n")
+    length = int(size)
+    try:
+        return to_delivery("", rest[:length], rest[length:], 0, None)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from None

@@ -1,0 +1,159 @@
+"""Redis keeps the contract of a store: the whole suite on the real server; and what is its own."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.brokers.redis import RedisBroker
+from penstock.errors import BrokerRefused, BrokerUnavailable
+from penstock.redis.link import Link
+from penstock.stores import registry
+from penstock.stores.base import Put, StoreCapabilities
+from penstock.stores.redis import RedisStore
+from penstock.testing.faults import Proxy, RedisNode
+from penstock.testing.stores import StoreConformance, StoreHarness
+from tests.helpers import eventually
+from tests.servers import require
+
+
+class TestRedisStore(StoreConformance):
+    @pytest.fixture
+    def harness(self, redis_url: str) -> StoreHarness:
+        return StoreHarness(connect=lambda: RedisStore(redis_url))
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[RedisNode]:
+    require("redis")
+    with RedisNode(tmp_path / "redis") as node:
+        yield node
+
+
+@pytest.mark.blocks
+@pytest.mark.parametrize(
+    ("settings", "durable"),
+    [({}, True), ({"appendfsync": "everysec"}, False), ({"appendonly": "no"}, False)],
+    ids=["always", "everysec", "no file"],
+)
+async def test_it_is_as_durable_as_the_server_says(tmp_path: Path, settings: dict[str, Any], durable: bool) -> None:
+    require("redis")
+    with RedisNode(tmp_path / "redis", **settings) as node:
+        store, broker = RedisStore(node.url()), RedisBroker(node.url())
+        for one in (store, broker):
+            await one.open()
+            assert one.capabilities.durable is durable
+            await one.close()
+    assert store.capabilities == StoreCapabilities(durable=durable, shared=True)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+unix", "unix"])
+def test_the_registry_knows_it(scheme: str) -> None:
+    assert isinstance(registry.connect(f"{scheme}:///{'run/redis.sock' if 'unix' in scheme else ''}"), RedisStore)
+    assert registry.serves(f"{scheme}://h/")
+
+
+@pytest.mark.blocks
+async def test_no_version_comes_twice_to_a_key_even_after_everything_was_forgotten(node: RedisNode) -> None:
+    store = RedisStore(node.url())
+    versions = []
+    for _ in range(3):
+        versions += await store.apply([Put("epoch", b"")])
+        node.ask("FLUSHALL")
+    node.kill()
+    shutil.rmtree(node.folder / "appendonlydir")
+    node.start()
+    await asyncio.sleep(0.05)  # to hear of it
+    versions += await store.apply([Put("epoch", b"")])
+    assert None not in versions
+    assert versions == sorted(set(versions), key=lambda version: version or 0)
+    await store.close()
+
+
+@pytest.mark.blocks
+async def test_a_watch_says_that_it_may_have_missed_something_and_hears_again(node: RedisNode) -> None:
+    other = RedisStore(node.url())
+    async with Proxy(node.port) as proxy:
+        store = RedisStore(node.url(port=proxy.port))
+        watch = store.watch()
+        await watch.follow(["a", "b"])
+        for _ in range(3):
+            receiving = asyncio.create_task(watch.receive(10.0))
+            await asyncio.sleep(0)
+            proxy.cut()
+            with pytest.raises(BrokerUnavailable, match="unheard"):
+                await receiving
+
+            async def heard() -> bool:
+                await other.apply([Put("b", b"", tell=True)])
+                try:
+                    return "b" in await watch.receive(0.1)
+                except BrokerUnavailable:
+                    return False
+
+            await eventually(heard)
+        await store.close()
+    await other.close()
+
+
+@pytest.mark.blocks
+async def test_what_has_expired_is_removed_while_others_are_written(node: RedisNode) -> None:
+    store = RedisStore(node.url())
+    await store.apply([Put(f"k{number}", b"v", ttl=0.05) for number in range(250)])
+    await asyncio.sleep(0.1)
+    assert await store.scan("") == []
+    for _ in range(3):  # a hundred each
+        await store.apply([Put("other", b"")])
+    assert node.ask("HLEN", f"{store.prefix}entries") == ":1\r\n"
+    assert node.ask("ZCARD", f"{store.prefix}index") == ":1\r\n"
+    assert node.ask("ZCARD", f"{store.prefix}expiring") == ":0\r\n"
+    await store.close()
+
+
+async def test_many_who_change_at_once_share_a_round_trip(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RedisStore(redis_url)
+    await store.open()
+    asked = 0
+    run = Link.run
+
+    async def counted(link: Link, *words: object) -> object:
+        nonlocal asked
+        asked += 1
+        return await run(link, *words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Link, "run", counted)
+    outcomes = await asyncio.gather(*(store.apply([Put(f"k{number % 50}", b"")]) for number in range(300)))
+    versions = [version for [version] in outcomes]
+    assert len(set(versions)) == 300
+    assert asked == 1
+    await store.close()
+
+
+async def test_closing_ends_what_is_under_way(redis_url: str) -> None:
+    store = RedisStore(redis_url)
+    watch = store.watch()
+    following = asyncio.create_task(watch.follow(["a"]))
+    getting = asyncio.create_task(store.get(["a"]))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    await store.close()
+    async with asyncio.timeout(5):
+        for outcome in await asyncio.gather(following, getting, return_exceptions=True):
+            assert outcome is None or outcome == [None] or isinstance(outcome, BrokerUnavailable)
+    assert await store.get(["a"]) == [None]  # it may be opened again
+    await store.close()
+
+
+async def test_somebody_elses_keys_under_our_names_are_refused(redis_url: str) -> None:
+    store = RedisStore(redis_url)
+    link = Link(store.address)
+    await link.call("SET", f"{store.prefix}entries", "theirs")
+    with pytest.raises(BrokerRefused, match="something else under a key of ours"):
+        await store.get(["a"])
+    link.close()
+    await store.close()
