@@ -1,0 +1,1 @@
+"""What the broker and the store on PostgreSQL share: addresses, connections, the schema."""
