@@ -1,0 +1,171 @@
+"""`Link`: a way to the server, on which a line is opened whenever there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nats.errors import Error as NatsError
+
+from penstock.brokers.nats.line import Line
+from penstock.config import URL, mask
+from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds for a connection or an answer, unless the URL says `timeout=`."""
+
+OPTIONS: dict[str, Any] = {
+    "timeout": float,
+    "ping_interval": float,
+    "inbox_prefix": str,
+    "name": str,
+    "servers": str,
+    "token": str,
+    "creds": str,
+    "nkeys_seed": str,
+    "cafile": str,
+    "certfile": str,
+    "keyfile": str,
+    "tls_hostname": str,
+    "tls_first": bool,
+}
+
+_driver_log = logging.getLogger("nats")
+
+OnOpen = Callable[[Line], Awaitable[None]]
+
+
+class Link:
+    """`on_open(line)` is called with each new line before anybody uses it.
+
+    :raises ConfigError: options that cannot be used together.
+    """
+
+    def __init__(self, url: str, parts: URL, options: dict[str, Any], on_open: OnOpen) -> None:
+        self.timeout = options.get("timeout", CONNECT_TIMEOUT)
+        self._shown = mask(url.partition("?")[0])
+        self._inbox_prefix = options.get("inbox_prefix", "_INBOX")
+        self._servers = [_address(parts, f"{parts.host or '127.0.0.1'}:{parts.port or 4222}")]
+        self._servers += [_address(parts, one) for one in options.get("servers", "").split(",") if one]
+        self._discovered: list[str] = []
+        self._secure = parts.scheme == "tls"
+        self._tls_files = {name: options.get(name) for name in ("cafile", "certfile", "keyfile")}
+        if options.get("keyfile") and not options.get("certfile"):
+            raise ConfigError("keyfile needs certfile")
+        self._driver = _driver_options(parts, options)
+        self._driver["connect_timeout"] = self.timeout
+        self._on_open = on_open
+        self._line: Line | None = None
+        self._opening = asyncio.Lock()
+        self._closed = False
+
+    @property
+    def current(self) -> Line | None:
+        """The open line, if there is one."""
+        return self._line if self._line is not None and not self._line.closed else None
+
+    async def line(self) -> Line:
+        """An open line.
+
+        :raises BrokerUnavailable, BrokerRefused: there is none to be had now.
+        """
+        line = self.current
+        if line is not None:
+            return line
+        async with self._opening:
+            line = self.current
+            if line is None:
+                line = self._line = await self._open()
+            return line
+
+    async def _open(self) -> Line:
+        if _driver_log.level == logging.NOTSET:
+            _driver_log.setLevel(logging.CRITICAL)  # each failure is told once, by us
+        line = Line(self._inbox_prefix)
+        try:
+            try:
+                options = {**self._driver, **await self._tls()}
+                async with asyncio.timeout(2 * self.timeout + 1):
+                    await line.open(servers=[*self._servers, *self._discovered], **options)
+            except (NatsError, OSError, TimeoutError, ValueError) as error:
+                raise self.translate(line.last_error or error) from None
+            await self._on_open(line)
+        except BaseException as error:
+            await line.close()
+            if isinstance(error, BrokerError):
+                raise self.say(error) from None
+            raise
+        self._discovered = line.others
+        return line
+
+    async def _tls(self) -> dict[str, Any]:
+        if not self._secure and not any(self._tls_files.values()):
+            return {}
+        return {"tls": await asyncio.to_thread(_context, **self._tls_files)}
+
+    async def close(self) -> None:
+        """Idempotent; another `line()` opens again."""
+        line, self._line = self._line, None
+        if line is not None:
+            await line.close()
+
+    def say(self, error: BrokerError) -> BrokerError:
+        """The same with the server's address before it."""
+        text = str(error)
+        return error if self._shown in text else type(error)(f"{self._shown}: {text}")
+
+    def translate(self, error: BaseException) -> BrokerError:
+        """What the driver says of a connection that could not be made, as one of ours, in one line."""
+        text = " ".join(str(error).split()).removeprefix("nats: ").strip("'")
+        lower = text.lower()
+        if "authorization" in lower or "authentication" in lower:
+            return BrokerRefused(f"{self._shown} refuses the login: {text}")
+        if isinstance(error, ssl.SSLCertVerificationError | FileNotFoundError):
+            return BrokerRefused(f"{self._shown}: {text}")
+        if isinstance(error, ValueError) and not isinstance(error, OSError):
+            return BrokerRefused(f"{self._shown}: {text}")
+        if "maximum connections exceeded" in lower:
+            return BrokerUnavailable(f"{self._shown}: the server has as many connections as it may have")
+        if isinstance(error, TimeoutError) and text in ("", "timeout"):
+            text = "no answer in time"
+        return BrokerUnavailable(f"{self._shown}: {text or type(error).__name__}")
+
+
+def _address(parts: URL, place: str) -> str:
+    return f"{parts.scheme}://{place}"
+
+
+def _driver_options(parts: URL, options: dict[str, Any]) -> dict[str, Any]:
+    """What the driver's `connect` takes."""
+    made: dict[str, Any] = {
+        "max_reconnect_attempts": 1,
+        "reconnect_time_wait": 0,
+        "ping_interval": options.get("ping_interval", 10.0),
+        "max_outstanding_pings": 2,
+        "name": options.get("name", "penstock"),
+        "pending_size": 0,  # ours is `Line.room`
+        "dont_randomize": True,
+    }
+    if parts.user is not None and parts.password is None:
+        made["token"] = parts.user  # nats://TOKEN@host, as NATS's own tools write it
+    elif parts.user is not None:
+        made.update(user=parts.user, password=parts.password)
+    renamed = {
+        "token": "token",
+        "creds": "user_credentials",
+        "nkeys_seed": "nkeys_seed",
+        "tls_hostname": "tls_hostname",
+        "tls_first": "tls_handshake_first",
+    }
+    made.update({theirs: options[ours] for ours, theirs in renamed.items() if ours in options})
+    return made
+
+
+def _context(cafile: str | None, certfile: str | None, keyfile: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=cafile)
+    if certfile:
+        context.load_cert_chain(certfile, keyfile)
+    return context
