@@ -51,8 +51,8 @@ async def send(url: str, count: int, together: int) -> float:
         return count / (time.perf_counter() - start)
 
 
-async def run(url: str, count: int) -> tuple[float, float]:
-    """Tasks sent a second, and tasks run with their results stored a second."""
+async def run(url: str, count: int, waiting: int = 100) -> tuple[float, float]:
+    """Tasks sent a second, and tasks run a second with their results stored and read back by so many who wait."""
     app = App(url)
 
     @app.task(TASK, concurrency=100)
@@ -66,9 +66,13 @@ async def run(url: str, count: int) -> tuple[float, float]:
         for at in range(0, count, 500):
             handles += await asyncio.gather(*(work.send(n) for n in range(at, at + 500)))
         sent = count / (time.perf_counter() - start)
+
+    async def wait(first: int) -> list[int]:
+        return [await handle.result(120) for handle in handles[first::waiting]]
+
     start = time.perf_counter()
     async with app:
-        results = await asyncio.gather(*(handle.result(120) for handle in handles))
+        results = await asyncio.gather(*(wait(first) for first in range(waiting)))
         rate = count / (time.perf_counter() - start)
-    assert results == list(range(count))
+    assert results == [list(range(first, count, waiting)) for first in range(waiting)]
     return sent, rate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -71,6 +72,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 PLAIN = Terms()
+COMMON = 500  # characters; longer terms are not remembered
 
 _LATEST = 1e11
 """Unix seconds that no clock says."""
@@ -96,8 +98,12 @@ def read(headers: Mapping[str, Any]) -> Terms:
     text = headers.get(HEADER)
     if text is None:
         return PLAIN
+    return _read_again(text) if type(text) is str and len(text) < COMMON else _read(str(text))
+
+
+def _read(text: str) -> Terms:
     try:
-        terms = _decode(str(text))
+        terms = _decode(text)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         log.warning("a message's %s header counts for nothing: %s", HEADER, one_line(error))
         return PLAIN
@@ -105,6 +111,9 @@ def read(headers: Mapping[str, Any]) -> Terms:
         log.warning("a message's %s header counts for nothing: %s cannot be", HEADER, wrong)
         return PLAIN
     return terms
+
+
+_read_again = lru_cache(maxsize=512)(_read)  # tasks that are sent alike say the same
 
 
 def _wrong(terms: Terms) -> str | None:

@@ -12,39 +12,52 @@ R = TypeVar("R")
 
 
 class Bell:
-    """An event that is heard once: `wait()` returns when it has been rung since it last returned.
+    """An event that is heard once: `wait()` returns when it has been rung since it last returned. Those who wait
+    at the same time all hear it.
 
     It belongs to the event loop in which it was made. `ring()` is for that loop, `ring_from_thread()`
     for any other place.
     """
 
-    __slots__ = ("_event", "_loop")
+    __slots__ = ("_loop", "_rung", "_waiters")
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._rung = False
+        self._waiters: list[asyncio.Future[bool]] = []
         self._loop = asyncio.get_running_loop()
 
     def ring(self) -> None:
-        self._event.set()
+        self._rung = True
+        for waiter in self._waiters:
+            _settle(waiter, True)
 
     def ring_from_thread(self) -> None:
         """Silently nothing, once the loop has closed."""
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._event.set)
+            self._loop.call_soon_threadsafe(self.ring)
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Until rung (True) or for `seconds` (False)."""
-        event = self._event
-        if not event.is_set():
+        if not self._rung:
             if seconds is not None and seconds <= 0:
                 return False
+            waiter: asyncio.Future[bool] = self._loop.create_future()
+            timer = None if seconds is None else self._loop.call_later(seconds, _settle, waiter, False)
+            self._waiters.append(waiter)
             try:
-                async with asyncio.timeout(seconds):
-                    await event.wait()
-            except TimeoutError:
-                return False
-        event.clear()
+                if not await waiter:
+                    return False
+            finally:
+                self._waiters.remove(waiter)
+                if timer is not None:
+                    timer.cancel()
+        self._rung = False
         return True
+
+
+def _settle(waiter: asyncio.Future[bool], rung: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(rung)
 
 
 class Gathering(Generic[T, R]):

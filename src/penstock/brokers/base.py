@@ -69,20 +69,20 @@ class Queue(msgspec.Struct, frozen=True):
     """Messages it may hold, beyond which `publish` answers `QueueFull`; None: no ceiling."""
 
 
-class Ack(msgspec.Struct, frozen=True):
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """Done: remove it."""
 
     delivery: Delivery
 
 
-class Release(msgspec.Struct, frozen=True):
+class Release(msgspec.Struct, frozen=True, gc=False):
     """Give it back unchanged, to be received again after `delay` seconds."""
 
     delivery: Delivery
     delay: float = 0.0
 
 
-class Move(msgspec.Struct, frozen=True):
+class Move(msgspec.Struct, frozen=True, gc=False):
     """Take it out of its queue and put `message` into exactly the queue `to`, which is declared.
 
     Moving within a queue keeps the message's place among those of its key.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock.client.calls import raise_failure
 from penstock.errors import ExpirationError, PenstockError, RemoteError, TaskCancelled
-from penstock.stores.records import TaskRecord
+from penstock.stores.ledger import MOST_BODY
+from penstock.stores.records import Standing, TaskRecord
 
 if TYPE_CHECKING:
     from penstock.client.client import Client
@@ -90,17 +91,17 @@ class SyncHandle(str):
         return bool(self._run(lambda client: Handle(self, client).cancel()))
 
 
-def outcome(record: TaskRecord) -> Any:
+def outcome(task: Standing) -> Any:
     """The result of the one run of a task that has ended, or its error raised."""
-    if record.state == "expired":
-        raise ExpirationError(f"nobody took task {record.taskid} in time")
-    if len(record.runs) != 1:
-        raise PenstockError(f"task {record.taskid} has {len(record.runs)} runs, not one: waitfor() tells of all")
-    (run,) = record.runs
+    if task.state == "expired":
+        raise ExpirationError(f"nobody took task {task.taskid} in time")
+    if len(task.runs) != 1:
+        raise PenstockError(f"task {task.taskid} has {len(task.runs)} runs, not one: waitfor() tells of all")
+    (run,) = task.runs.values()
     if run.state == "cancelled":
-        raise TaskCancelled(record.taskid)
+        raise TaskCancelled(task.taskid)
     if run.state == "failed":
         if run.error is None:
             raise RemoteError("Exception", "it is not known why")
         raise_failure(run.error)
-    return run.result
+    return None if run.result is None else run.result.value(MOST_BODY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import builtins
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,13 +17,16 @@ from penstock.client.publishing import FIRST_RETRY, LONGEST_RETRY, Fits, Publish
 from penstock.clock import is_backoff, is_seconds
 from penstock.errors import BrokerUnavailable, ExpirationError, PublishTimeout, TimeoutError, Unroutable, one_line
 from penstock.message import Outgoing
-from penstock.stores.ledger import Ledger
-from penstock.stores.records import Body, Sent, TaskRecord, new_taskid
+from penstock.stores.ledger import MOST_BODY, Ledger
+from penstock.stores.records import Body, Sent, Standing, TaskRecord, new_taskid
 from penstock.terms import Reply, Terms
 
 log = logging.getLogger("penstock.client")
 
 T = TypeVar("T")
+
+LAST_LOOK = 1.25
+"""Seconds for a last look at a task that was waited for in vain."""
 
 _DEFAULTS: Mapping[str, Any] = {
     "key": None, "headers": None, "priority": 0, "expires": None, "delay": None, "persistent": True
@@ -119,10 +121,10 @@ class Asking(Publishing):
         :raises UnknownTask: the store knows nothing of it.
         :raises StoreRequired: nothing remembers tasks.
         """
-        record = await self._wait(taskid, timeout, "waitfor()")
-        if record.state == "expired":
+        task = await self._wait(taskid, timeout, "waitfor()")
+        if task.state == "expired":
             raise ExpirationError(f"nobody took task {taskid} in time")
-        return record
+        return task.as_record(MOST_BODY)
 
     # -- what handles and tasks use
 
@@ -236,22 +238,16 @@ class Asking(Publishing):
             calls = self._calls[broker] = Calls(lambda: self._pool.get(broker), self._max_body)
         return calls
 
-    async def _wait(self, taskid: str, timeout: float | None, what: str) -> TaskRecord:
+    async def _wait(self, taskid: str, timeout: float | None, what: str) -> Standing:
         self._keeper.require(what)
         check_seconds("timeout", timeout)
-        if timeout is None:
-            return await self._with_ledger(lambda ledger: ledger.wait(taskid, None), None)
-        until = time.monotonic() + timeout
-
-        async def wait(ledger: Ledger) -> TaskRecord:
-            left = max(until - time.monotonic(), 0.0)
-            try:
-                return await ledger.wait(taskid, left)
-            except TimeoutError as error:  # it says for how long it was still asked to wait
-                text = str(error).replace(f"within {left:g} s", f"within {timeout:g} s", 1)
-                raise TimeoutError(text) from None
-
-        return await self._with_ledger(wait, timeout + LONGEST_RETRY / 4)
+        try:
+            return await self._with_ledger(lambda ledger: ledger.wait(taskid), timeout)
+        except TimeoutError:
+            task = await self._with_ledger(lambda ledger: ledger.look(taskid), LAST_LOOK)
+        if task.ended:
+            return task
+        raise TimeoutError(f"task {taskid} has not ended within {timeout:g} s: it is {task.state}")
 
     async def _record(self, taskid: str) -> TaskRecord:
         self._keeper.require("the record of a task")

@@ -34,7 +34,7 @@ class StoreCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Other processes see it."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """What is stored under a key."""
 
     key: str
@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True):
     """Unix seconds; None: never."""
 
 
-class Put(msgspec.Struct, frozen=True):
+class Put(msgspec.Struct, frozen=True, gc=False):
     """Store a value, whole."""
 
     key: str
@@ -58,7 +58,7 @@ class Put(msgspec.Struct, frozen=True):
     """Whoever follows the key hears of it."""
 
 
-class Delete(msgspec.Struct, frozen=True):
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """Remove an entry. One that is not there counts as removed, unless a version is expected."""
 
     key: str
@@ -66,7 +66,7 @@ class Delete(msgspec.Struct, frozen=True):
     tell: bool = False
 
 
-class Touch(msgspec.Struct, frozen=True):
+class Touch(msgspec.Struct, frozen=True, gc=False):
     """Give an entry another time to live, counted from now; its value and version stay."""
 
     key: str

@@ -7,18 +7,40 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from penstock.clock import backoff_delay
-from penstock.errors import BrokerError, one_line
+from penstock.errors import BrokerError, BrokerUnavailable, one_line
 from penstock.stores.base import Store, Watch
-from penstock.waiting import Bell
+from penstock.waiting import Bell, Gathering
 
 log = logging.getLogger("penstock.stores")
 
 RECEIVE_WAIT = 30.0  # seconds; only a bound
 AT_ONCE = 1000  # entries looked at together
 BACKOFF = (0.1, 5.0)  # seconds, first and longest
+
+
+class Following:
+    """Some keys that are followed for a while."""
+
+    __slots__ = ("_bell", "_followers", "_keys")
+
+    def __init__(self, followers: Followers, keys: Sequence[str]) -> None:
+        self._followers = followers
+        self._keys = keys
+        self._bell = Bell()
+
+    async def __aenter__(self) -> Bell:
+        try:
+            await self._followers._enter(self._keys, self._bell)
+        except BaseException:
+            self._followers._leave(self._keys, self._bell)
+            raise
+        return self._bell
+
+    async def __aexit__(self, *raised: object) -> None:
+        self._followers._leave(self._keys, self._bell)
 
 
 class Followers:
@@ -34,29 +56,30 @@ class Followers:
         self._bells: dict[str, set[Bell]] = {}
         self._seen: dict[str, int] = {}
         self._pumping: asyncio.Task[None] | None = None
+        self._closed = False
+        self._joining: Gathering[Sequence[str], None] = Gathering(self._join)
 
-    @contextlib.asynccontextmanager
-    async def follow(self, keys: Sequence[str]) -> AsyncIterator[Bell]:
-        """A bell that rings for each change to one of `keys` that is told from now on, and when changes may
-        have gone unheard.
+    def follow(self, keys: Sequence[str]) -> Following:
+        """`async with` it: a bell that rings for each change to one of `keys` that is told from now on, and
+        when changes may have gone unheard.
 
         :raises BrokerUnavailable: call again later.
         """
-        bell = Bell()
-        for key in keys:
-            self._bells.setdefault(key, set()).add(bell)
-        try:
-            if self._watch is None:
-                self._watch = self._store.watch()
-            await self._watch.follow(keys)
-            if self._pumping is None or self._pumping.done():
-                self._pumping = asyncio.create_task(self._pump(self._watch), name="penstock-following")
-            yield bell
-        finally:
-            self._leave(keys, bell)
+        return Following(self, keys)
+
+    async def _join(self, groups: Sequence[Sequence[str]]) -> list[None]:
+        if self._closed:
+            raise BrokerUnavailable("nobody is rung any more")
+        if self._watch is None:
+            self._watch = self._store.watch()
+        await self._watch.follow([key for keys in groups for key in keys if key in self._bells])
+        if self._pumping is None or self._pumping.done():
+            self._pumping = asyncio.create_task(self._pump(self._watch), name="penstock-following")
+        return [None] * len(groups)
 
     async def close(self) -> None:
         """Ring nobody any more. Idempotent."""
+        self._closed = True
         pumping, self._pumping = self._pumping, None
         if pumping is not None:
             pumping.cancel()
@@ -65,6 +88,11 @@ class Followers:
         if watch is not None:
             with contextlib.suppress(BrokerError):
                 await watch.close()
+
+    async def _enter(self, keys: Sequence[str], bell: Bell) -> None:
+        for key in keys:
+            self._bells.setdefault(key, set()).add(bell)
+        await self._joining.do(keys)
 
     def _leave(self, keys: Iterable[str], bell: Bell) -> None:
         unheeded = []

@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from penstock.clock import SYSTEM_CLOCK, Clock
-from penstock.errors import NotUnique, TimeoutError, UnknownTask
+from penstock.errors import NotUnique, UnknownTask
 from penstock.stores import records
 from penstock.stores.base import ABSENT, Change, Delete, Entry, Put, Store, Touch
 from penstock.stores.following import Followers
-from penstock.stores.records import Body, RunState, Sent, State, TaskRecord
+from penstock.stores.keys import check_keys
+from penstock.stores.records import Body, RunState, Sent, Standing, State, TaskRecord
 from penstock.terms import Failure, Terms
 from penstock.waiting import Gathering
 
@@ -37,9 +38,10 @@ TOMBSTONE = 30 * 86_400.0
 SPARE = 60.0  # seconds by which a run outlives its task's entry, so that no task is seen without its runs
 MOST_BODY = 64 * 2**20  # bytes of a content or result that is shown
 PAGE = 1000
+LOOKED_AT = 100  # tasks looked at together: their results may be large
 
 
-class Held(msgspec.Struct):
+class Held(msgspec.Struct, gc=False):
     """A run in the hands of who carries it out."""
 
     taskid: str
@@ -66,7 +68,9 @@ class Ledger:
         self._clock = clock
         self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         self._gathering: Gathering[Sequence[Change], list[int | None]] = Gathering(self._apply_groups)
+        self._looking: Gathering[Sequence[str], list[Entry | None]] = Gathering(self._get_groups, LOOKED_AT)
         self._topics: dict[str, tuple[float, list[str]]] = {}
+        self._asking: Gathering[str, list[str]] = Gathering(self._ask)
 
     async def close(self) -> None:
         """Idempotent; the store stays open."""
@@ -79,7 +83,7 @@ class Ledger:
         for topic in dict.fromkeys((queue, *topics)):
             key = f"topic/{topic}"
             while True:
-                (entry,) = await self.store.get([key])
+                (entry,) = await self._get(key)
                 known = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
                 if queue in known:
                     break
@@ -92,13 +96,18 @@ class Ledger:
     async def queues(self, topic: str) -> list[str]:
         """The queues on a topic."""
         known = self._topics.get(topic)
-        now = self._clock.monotonic()
-        if known is not None and now - known[0] < TOPICS_KNOWN:
+        if known is not None and self._clock.monotonic() - known[0] < TOPICS_KNOWN:
             return known[1]
-        (entry,) = await self.store.get([f"topic/{topic}"])
-        queues = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
-        self._topics[topic] = (now, queues)
-        return queues
+        check_keys([topic])
+        return await self._asking.do(topic)
+
+    async def _ask(self, topics: Sequence[str]) -> list[list[str]]:
+        now, wanted = self._clock.monotonic(), list(dict.fromkeys(topics))
+        entries = await self.store.get([f"topic/{topic}" for topic in wanted])
+        for topic, entry in zip(wanted, entries, strict=True):
+            queues = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
+            self._topics[topic] = (now, queues)
+        return [self._topics[topic][1] for topic in topics]
 
     # -- sending
 
@@ -124,7 +133,7 @@ class Ledger:
             (version,) = await self._apply(Put(key, taskid.encode(), ttl, expected))
             if version is not None:
                 return
-            (entry,) = await self.store.get([key])
+            (entry,) = await self._get(key)
             if entry is None:
                 expected = ABSENT
                 continue
@@ -140,7 +149,7 @@ class Ledger:
 
     async def free(self, key: str, taskid: str) -> None:
         """Give a unique key back, if this task has it still."""
-        (entry,) = await self.store.get([key])
+        (entry,) = await self._get(key)
         if entry is not None and entry.value == taskid.encode():
             await self._apply(Delete(key, expect=entry.version))
 
@@ -239,7 +248,7 @@ class Ledger:
 
     async def wants_cancel(self, held: Held) -> bool:
         """Whether somebody wants the run to end, or it has ended elsewhere, or goes on with a later delivery."""
-        (entry,) = await self.store.get([f"run/{held.taskid}/{held.queue}"])
+        (entry,) = await self._get(f"run/{held.taskid}/{held.queue}")
         if entry is None or entry.version == held.version:
             return False
         run = records.decode_run(entry.value)
@@ -272,7 +281,7 @@ class Ledger:
             return
         if asked.unique is not None:
             await self.free(asked.unique, taskid)
-        (task,) = await self.store.get([f"task/{taskid}"])
+        (task,) = await self._get(f"task/{taskid}")
         if any(entry is not None and entry.expires_at is None for entry in (task, *entries)):
             ttl = self._ttl(asked.result_ttl)
             kept = zip(entries, runs, strict=True)
@@ -308,18 +317,19 @@ class Ledger:
 
     # -- looking
 
+    async def look(self, taskid: str) -> Standing:
+        """How a task stands now.
+
+        :raises UnknownTask: nothing is known of it.
+        """
+        return await self._look(taskid, await self._places(await self._sent(taskid)))
+
     async def record(self, taskid: str) -> TaskRecord:
         """All that is known of a task.
 
         :raises UnknownTask: nothing.
         """
-        (entry,) = await self.store.get([f"task/{taskid}"])
-        if entry is None:
-            raise UnknownTask(taskid)
-        sent = records.decode_sent(entry.value)
-        prefix = f"run/{taskid}/"
-        runs = await self.store.scan(prefix, limit=PAGE)
-        return await self._as_record(entry, sent, {one.key.removeprefix(prefix): one for one in runs})
+        return (await self.look(taskid)).as_record(MOST_BODY)
 
     async def page(self, limit: int, after: str | None = None) -> list[TaskRecord]:
         """Tasks, the latest first; `after` is the last one's id of the page before."""
@@ -328,46 +338,33 @@ class Ledger:
         sent = [records.decode_sent(entry.value) for entry in entries]
         places = [(task.key, queue) for task, one in zip(entries, sent, strict=True) for queue in one.queues]
         found = await self.store.get([f"run/{task.removeprefix('task/')}/{queue}" for task, queue in places])
-        runs: dict[str, dict[str, Entry]] = {}
+        runs: dict[str, dict[str, Entry | None]] = {}
         for (task, queue), entry in zip(places, found, strict=True):
-            if entry is not None:
-                runs.setdefault(task, {})[queue] = entry
+            runs.setdefault(task, {})[queue] = entry
         tasks = zip(entries, sent, strict=True)
-        return [await self._as_record(task, one, runs.get(task.key, {})) for task, one in tasks]
+        return [(await self._standing(task, one, runs.get(task.key, {}))).as_record(MOST_BODY) for task, one in tasks]
 
-    async def wait(self, taskid: str, timeout: float | None) -> TaskRecord:
-        """The record of a task once all of its runs have ended.
+    async def wait(self, taskid: str) -> Standing:
+        """How a task stands once all of its runs have ended.
 
-        :raises TimeoutError: not within `timeout` seconds.
         :raises UnknownTask: nothing is known of it.
         """
-        now = self._clock.monotonic
-        until = None if timeout is None else now() + timeout
-        (entry,) = await self.store.get([f"task/{taskid}"])
-        if entry is None:
-            raise UnknownTask(taskid)
-        sent = records.decode_sent(entry.value)
-        async with self.followers.follow([f"run/{taskid}/{queue}" for queue in sent.queues]) as bell:
-            while True:
-                record = await self.record(taskid)
-                if record.ended:
-                    return record
-                waits = [] if until is None else [until - now()]
-                if waits and waits[0] <= 0:
-                    raise TimeoutError(f"task {taskid} has not ended within {timeout:g} s: it is {record.state}")
-                if sent.expires_at is not None and (left := sent.expires_at + LATE - self._clock.time()) > 0:
-                    waits.append(left + 0.01)
-                await bell.wait(min(waits, default=None))
+        sent = await self._sent(taskid)
+        queues = await self._places(sent)
+        if (task := await self._look(taskid, queues)).ended:  # many ask when all is over
+            return task
+        async with self.followers.follow([f"run/{taskid}/{queue}" for queue in queues]) as bell:
+            while not (task := await self._look(taskid, queues)).ended:
+                left = 0.0 if sent.expires_at is None else sent.expires_at + LATE - self._clock.time()
+                await bell.wait(left + 0.01 if left > 0 else None)
+            return task
 
     async def cancel(self, taskid: str) -> bool:
         """Have a task end: what nobody has begun never will be, what runs is stopped; False: it had ended.
 
         :raises UnknownTask: nothing is known of it.
         """
-        (entry,) = await self.store.get([f"task/{taskid}"])
-        if entry is None:
-            raise UnknownTask(taskid)
-        sent = records.decode_sent(entry.value)
+        sent = await self._sent(taskid)
         keys = {f"run/{taskid}/{queue}" for queue in sent.queues}
         keys |= {one.key for one in await self.store.scan(f"run/{taskid}/", limit=PAGE)}
         return any([await self._cancel(taskid, key, sent) for key in sorted(keys)])
@@ -397,10 +394,7 @@ class Ledger:
         :raises UnknownTask: nothing is known of it.
         :raises NotUnique: another task has its unique key meanwhile.
         """
-        (entry,) = await self.store.get([f"task/{taskid}"])
-        if entry is None:
-            raise UnknownTask(taskid)
-        sent = records.decode_sent(entry.value)
+        sent = await self._sent(taskid)
         if sent.terms.unique is not None:
             await self.reserve(sent.terms.unique, taskid)
         revived = []
@@ -414,17 +408,37 @@ class Ledger:
                     revived.append(queue)
         return sent, revived
 
-    async def _as_record(self, task: Entry, sent: Sent, entries: Mapping[str, Entry]) -> TaskRecord:
+    async def _sent(self, taskid: str) -> Sent:
+        (entry,) = await self._get(f"task/{taskid}")
+        if entry is None:
+            raise UnknownTask(taskid)
+        return records.decode_sent(entry.value)
+
+    async def _places(self, sent: Sent) -> list[str]:
+        """The queues in which a task may have runs: those its sender knew of, and who was new on its topic then."""
+        return list(dict.fromkeys((*sent.queues, *await self.queues(sent.topic))))
+
+    async def _look(self, taskid: str, queues: Sequence[str]) -> Standing:
+        task, *runs = await self._get(f"task/{taskid}", *[f"run/{taskid}/{queue}" for queue in queues])
+        if task is None:
+            raise UnknownTask(taskid)
+        return await self._standing(task, records.decode_sent(task.value), dict(zip(queues, runs, strict=True)))
+
+    async def _standing(self, task: Entry, sent: Sent, entries: Mapping[str, Entry | None]) -> Standing:
         taskid, now = task.key.removeprefix("task/"), self._clock.time()
-        runs = {queue: records.decode_run(entry.value) for queue, entry in entries.items()}
         overdue = sent.expires_at is not None and now >= sent.expires_at + LATE
-        for queue in sent.queues:
-            if queue not in runs:
+        for_ever = task.expires_at is None
+        runs: dict[str, RunState] = {}
+        for queue, entry in entries.items():
+            if entry is not None:
+                runs[queue] = records.decode_run(entry.value)
+                for_ever = for_ever or entry.expires_at is None
+            elif queue in sent.queues:
                 runs[queue] = await self._expire(taskid, queue, sent) if overdue else RunState("queued")
-        record = records.as_record(taskid, sent, runs, now, MOST_BODY)
-        if record.ended and any(entry.expires_at is None for entry in (task, *entries.values())):
+        standing = Standing(taskid, sent, runs, records.state_of(sent, runs, now))
+        if standing.ended and for_ever:
             await self._see_off(taskid, sent.terms)
-        return record
+        return standing
 
     async def _expire(self, taskid: str, queue: str, sent: Sent) -> RunState:
         """Decide that a run which nobody has begun never will be, unless somebody does at this very moment."""
@@ -436,8 +450,16 @@ class Ledger:
     # -- the store
 
     async def _run(self, key: str) -> tuple[RunState, int]:
-        (entry,) = await self.store.get([key])
+        (entry,) = await self._get(key)
         return (RunState("queued"), ABSENT) if entry is None else (records.decode_run(entry.value), entry.version)
+
+    async def _get(self, *keys: str) -> list[Entry | None]:
+        check_keys(keys)  # or the others who look would be refused too
+        return await self._looking.do(keys)
+
+    async def _get_groups(self, groups: Sequence[Sequence[str]]) -> list[list[Entry | None]]:
+        found = iter(await self.store.get([key for group in groups for key in group]))
+        return [[next(found) for _ in group] for group in groups]
 
     async def _apply(self, *changes: Change) -> list[int | None]:
         return await self._gathering.do(changes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ class TaskRecord(msgspec.Struct, frozen=True):
         return self.state in ENDED
 
 
-class Body(msgspec.Struct, frozen=True, array_like=True):
+class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value as it travels: bytes, and the headers that describe them."""
 
     data: bytes
@@ -78,7 +78,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True):
             return self.data
 
 
-class Sent(msgspec.Struct, frozen=True, array_like=True):
+class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Stored at `task/<id>` when a task is sent, and not changed again."""
 
     topic: str
@@ -100,7 +100,7 @@ class Sent(msgspec.Struct, frozen=True, array_like=True):
         return terms.replace(asked, runs=max(len(self.queues), 1), result_ttl=self.result_ttl)
 
 
-class Trial(msgspec.Struct, array_like=True):
+class Trial(msgspec.Struct, array_like=True, gc=False):
     """An attempt as it is stored."""
 
     number: int
@@ -111,7 +111,7 @@ class Trial(msgspec.Struct, array_like=True):
     error: str | None = None
 
 
-class RunState(msgspec.Struct, array_like=True):
+class RunState(msgspec.Struct, array_like=True, gc=False):
     """Stored at `run/<id>/<queue>`, from the first attempt on. Whoever changes it knows the version it had."""
 
     state: State
@@ -189,26 +189,47 @@ def moment(seconds: float) -> str:
         return datetime.max.replace(tzinfo=UTC).isoformat(timespec="microseconds")
 
 
-def as_record(taskid: str, sent: Sent, runs: dict[str, RunState], now: float, limit: int) -> TaskRecord:
-    """What is stored of a task, put together."""
-    shown = [_as_run(name, run, limit) for name, run in sorted(runs.items())]
-    state = _state([run.state for run in shown])
+class Standing(msgspec.Struct, gc=False):
+    """How a task stands: what is stored of it, read."""
+
+    taskid: str
+    sent: Sent
+    runs: dict[str, RunState]
+    """By queue; also of those that nobody has begun."""
+    state: State
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def as_record(self, limit: int) -> TaskRecord:
+        """The same for people. Values of more than `limit` bytes are shown as they came."""
+        sent = self.sent
+        completed = None
+        if self.ended:
+            ends = [run.ended_at for run in self.runs.values() if run.ended_at is not None]
+            completed = max(ends, default=sent.expires_at)
+        return TaskRecord(
+            taskid=self.taskid,
+            topic=sent.topic,
+            content=sent.content.value(limit),
+            state=self.state,
+            createdAt=moment(sent.created_at),
+            completedAt=None if completed is None else moment(completed),
+            expiresAt=None if sent.expires_at is None else moment(sent.expires_at),
+            runs=[_as_run(name, run, limit) for name, run in sorted(self.runs.items())],
+        )
+
+
+def state_of(sent: Sent, runs: Mapping[str, RunState], now: float) -> State:
+    """Of a task, from its runs'."""
     if not runs:  # nobody is on the topic
-        state = "expired" if sent.expires_at is not None and now >= sent.expires_at else "queued"
-    completed = None
-    if state in ENDED:
-        ends = [run.ended_at for run in runs.values() if run.ended_at is not None]
-        completed = max(ends, default=sent.expires_at)
-    return TaskRecord(
-        taskid=taskid,
-        topic=sent.topic,
-        content=sent.content.value(limit),
-        state=state,
-        createdAt=moment(sent.created_at),
-        completedAt=None if completed is None else moment(completed),
-        expiresAt=None if sent.expires_at is None else moment(sent.expires_at),
-        runs=shown,
-    )
+        return "expired" if sent.expires_at is not None and now >= sent.expires_at else "queued"
+    states = {run.state for run in runs.values()}
+    if not states <= ENDED:
+        return "queued" if states == {"queued"} else "running"
+    order: tuple[State, ...] = ("failed", "cancelled", "expired", "succeeded")
+    return next(state for state in order if state in states)
 
 
 def _as_run(name: str, run: RunState, limit: int) -> Run:
@@ -225,11 +246,3 @@ def _as_run(name: str, run: RunState, limit: int) -> Run:
     ]
     result = None if run.result is None else run.result.value(limit)
     return Run(name, run.state, result, run.error, run.progress, attempts)
-
-
-def _state(states: Sequence[State]) -> State:
-    """Of a task, from its runs'."""
-    if any(state not in ENDED for state in states):
-        return "queued" if all(state == "queued" for state in states) else "running"
-    order: tuple[State, ...] = ("failed", "cancelled", "expired", "succeeded")
-    return next((state for state in order if state in states), "queued")

@@ -20,7 +20,6 @@ from penstock.delivery.stopping import Overrun, RemoteFailure, Runner
 from penstock.delivery.surroundings import Surroundings
 from penstock.errors import (
     BodyTooLarge,
-    BrokerError,
     BrokerRefused,
     BrokerUnavailable,
     RemoteError,
@@ -34,6 +33,7 @@ from penstock.stores.ledger import Held, Ledger
 from penstock.stores.records import Body, RunState, State
 from penstock.tasks.definition import TaskFunction
 from penstock.tasks.limits import Limits
+from penstock.tasks.lookout import Lookout
 from penstock.tasks.progress import Progress, nowhere, unheard
 from penstock.tasks.signature import Bound, Task
 from penstock.terms import EXPIRED, FAILED, REPLY, TAKEN, Failure, Reply, Terms
@@ -42,9 +42,6 @@ log = logging.getLogger("penstock.tasks")
 
 T = TypeVar("T")
 
-WATCH_AFTER = 0.05
-"""Seconds after which a run is worth looking whether somebody wants it cancelled."""
-LOOK = 30.0  # seconds between looks, beside hearing of it
 FIRST_RETRY, LONGEST_RETRY = 0.05, 5.0  # seconds
 MAX_TRACEBACK = 6000  # characters
 MAX_MESSAGE = 4000
@@ -67,6 +64,7 @@ class Work:
         self._runner = runner
         self._broker = broker
         self._ledger = ledger
+        self._lookout = None if ledger is None else Lookout(ledger)
         self._limits = limits
         self._around = around
         self._begun: dict[str, Held] = {}
@@ -182,13 +180,13 @@ class Work:
             ended.set()
 
     async def _carry_out(self, message: Message, asked: Terms) -> None:
-        source, ledger = message.source, self._ledger
+        source, ledger, lookout = message.source, self._ledger, self._lookout
         if self._is_late(message, asked):
             log.info("%s: task %s waited here until it had expired", self._task.name, source.id)
             if ledger is not None and asked.recorded:
                 await self._until_done(lambda: ledger.expire(source.id, self._task.name, asked))
             return
-        if ledger is None or not asked.recorded:
+        if ledger is None or lookout is None or not asked.recorded:
             if asked.recorded:
                 log.warning("%s: nobody hears of task %s: this app has no store", self._task.name, source.id)
             current_progress.set(nowhere if self._ledger is None else unheard)
@@ -211,7 +209,7 @@ class Work:
         progress = Progress(ledger, held)
         current_progress.set(progress)
         try:
-            value = await self._watched(message, asked, held)
+            value = await self._watched(message, asked, held, lookout)
             if value is _CANCELLED:
                 await progress.close()
                 _bury_if_failed(await self._finish(held, "cancelled", asked))
@@ -239,43 +237,17 @@ class Work:
         message.retry(backoff_delay(failures, asked.backoff or self._task.policy.backoff, self._around.rng))
         return True
 
-    async def _watched(self, message: Message, asked: Terms, held: Held) -> Any:
+    async def _watched(self, message: Message, asked: Terms, held: Held, lookout: Lookout) -> Any:
         """Run it, unless somebody cancels the task meanwhile."""
-        loop = asyncio.get_running_loop()
-        running = asyncio.ensure_future(self._run(message, asked, {}))
-        watching: list[asyncio.Task[None]] = []
-        cancelled = False
-
-        async def watch() -> None:
-            nonlocal cancelled
-            await self._cancel_wanted(held)
-            cancelled = True
-            running.cancel()
-
-        timer = loop.call_later(WATCH_AFTER, lambda: watching.append(loop.create_task(watch())))
+        run = lookout.enter(held)
         try:
-            return await running
+            return await self._run(message, asked, {})
         except asyncio.CancelledError:
-            if not cancelled:
+            if not run.cancelled or run.task.uncancel():
                 raise
             return _CANCELLED
         finally:
-            timer.cancel()
-            for one in watching:
-                one.cancel()
-
-    async def _cancel_wanted(self, held: Held) -> None:
-        """Until somebody wants the run to end, or it is not ours any more."""
-        assert self._ledger is not None
-        while True:
-            try:
-                async with self._ledger.followers.follow([f"run/{held.taskid}/{held.queue}"]) as bell:
-                    while not await self._ledger.wants_cancel(held):
-                        await bell.wait(LOOK)
-                    return
-            except BrokerError as error:
-                log.debug("cannot see whether %s is to be cancelled: %s", held.taskid, one_line(error))
-            await asyncio.sleep(LONGEST_RETRY)
+            lookout.leave(run)
 
     async def _finish(
         self,

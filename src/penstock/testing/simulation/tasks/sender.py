@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from penstock.client.handles import Handle
 from penstock.errors import BrokerError, NotUnique, TimeoutError, UnknownTask
-from penstock.stores.records import TaskRecord
+from penstock.stores.records import Standing
 from penstock.terms import Terms
 from penstock.testing.simulation.process import Process
 from penstock.testing.simulation.tasks.client import SimulatedClient
@@ -84,12 +84,12 @@ class Sender(Process):
             )
 
     async def _wait(self, client: SimulatedClient, handle: Handle) -> None:
-        async def wait(of: object) -> TaskRecord:
-            return await client.ledger.wait(handle, None)  # the client would measure real time
+        async def wait(of: object) -> Standing:
+            return await client.ledger.wait(handle)  # the client would measure real time
 
-        record = await client._with_ledger(wait, None)
-        self.world.require(record.ended, f"the wait for {handle} ends while it is {record.state}")
-        self.world.told[handle] = record.state
+        task = await client._with_ledger(wait, None)
+        self.world.require(task.ended, f"the wait for {handle} ends while it is {task.state}")
+        self.world.told[handle] = task.state
 
     async def _cancel(self, handle: Handle, after: float) -> None:
         await asyncio.sleep(after)
