@@ -39,6 +39,7 @@ from penstock.stores.records import TaskRecord
 from penstock.tasks.signature import Task
 from penstock.terms import Reply
 from penstock.timeit import Timeit
+from penstock.workers.runtime import Runtime
 
 __version__ = "0.1.0"
 
@@ -69,6 +70,7 @@ __all__ = [
     "QueueMismatch",
     "RemoteError",
     "Reply",
+    "Runtime",
     "StorageFull",
     "StoreRequired",
     "SyncClient",

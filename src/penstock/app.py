@@ -42,6 +42,7 @@ from penstock.tasks.signature import Signature
 
 if TYPE_CHECKING:
     from penstock.tasks.instants import Schedule
+    from penstock.workers.definition import Mode, Worker
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -130,6 +131,7 @@ class App:
         self.routes: list[Route] = []
         self.tasks: dict[str, TaskFunction[..., Any]] = {}
         self.schedules: list[Schedule] = []
+        self.workers: dict[str, Worker] = {}
         self._name = uuid.uuid4().hex
         """Of what is in memory and has no name: all parts of this app mean the same, and nobody else does."""
         self._brokers = dict(brokers or {})
@@ -406,6 +408,45 @@ class App:
         def declare(handler: H) -> H:
             self._listeners.append((topic, handler, bind_data(handler)))
             return handler
+
+        return declare
+
+    def worker(
+        self,
+        mode: Mode = "single",
+        watch_interval: float = 10,
+        *,
+        name: str | None = None,
+        backoff: tuple[float, float] = (1, 300),
+        category: str | None = None,
+    ) -> Callable[[H], H]:
+        """Declare a worker: a function without parameters that is resident while the app runs.
+
+        When it ends it is run again after `watch_interval` seconds, when it raises after a delay of
+        `backoff` (first, longest; exponential, full jitter). `single`: one process of those that share the
+        store is elected to run it; `multi`: every process does. A loop asks `Runtime.running()`: at the stop
+        that is false, and after the app's grace the function is cancelled, again and again until it has
+        ended. A plain `def` runs in a thread. `category` is a free label.
+
+        :raises ConfigError: a value that cannot be.
+        :raises DeclarationError: a function that could not be called, a name that another worker has.
+        :raises StoreRequired: a `single` worker, and no store in which processes agree.
+        """
+        if callable(mode):
+            raise DeclarationError(f"@app.worker takes its mode: write @app.worker('multi') above {name_of(mode)}")
+        from penstock.workers.definition import make_worker
+
+        if mode == "single" and self.store is None:
+            raise StoreRequired("a single worker")
+
+        def declare(function: H) -> H:
+            found = name if name is not None else getattr(function_of(function), "__name__", "")
+            _check_name("a worker's name", found)
+            worker = make_worker(function, found, mode, watch_interval, backoff, category)
+            if found in self.workers:
+                raise DeclarationError(f"two workers are named {found!r}")
+            self.workers[found] = worker
+            return function
 
         return declare
 

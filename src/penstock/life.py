@@ -31,6 +31,7 @@ from penstock.terms import Terms
 
 if TYPE_CHECKING:
     from penstock.app import App
+    from penstock.workers.supervisor import Supervisor
 
 FIRST_RETRY, LONGEST_RETRY = 0.5, 10.0  # seconds between tries to reach a broker at the start
 
@@ -50,6 +51,7 @@ class Life:
         self._executors: list[Executor] = []
         self._runners: list[Runner] = []
         self._scheduling: asyncio.Task[None] | None = None
+        self._supervisor: Supervisor | None = None
         self._abandoned = Abandoned(MOST_ABANDONED, self._wear_out)
         self._watchdog = Watchdog()
         self._watching = False
@@ -60,7 +62,7 @@ class Life:
 
     @property
     def consuming(self) -> bool:
-        return bool(self._consumers) and all(consumer.consuming for consumer in self._consumers)
+        return bool(self._consumers or self._supervisor) and all(consumer.consuming for consumer in self._consumers)
 
     async def start(self) -> None:
         app = self._app
@@ -79,7 +81,8 @@ class Life:
             executor = Executor(handler, 1, name_of(handler))
             self._executors.append(executor)
             await app.client._listening.add(topic, executor.call, decode)
-        ledger = await self._ledger() if app.tasks and app.store is not None else None
+        remembers = app.store is not None and (app.tasks or any(one.mode == "single" for one in app.workers.values()))
+        ledger = await self._ledger() if remembers else None
         tasks = {id(task.route): task for task in app.tasks.values()}
         for route in app.routes:
             broker = await self._broker(route.broker, route.vhost)
@@ -94,6 +97,12 @@ class Life:
             scheduler = Scheduler(app.schedules, ledger.store, self._enqueue)
             self._scheduling = asyncio.create_task(scheduler.run(), name="penstock-schedules")
             self._scheduling.add_done_callback(self._scheduling_ended)
+        if app.workers:
+            from penstock.workers.supervisor import Supervisor
+
+            store = None if ledger is None else ledger.store
+            self._supervisor = Supervisor(app.workers.values(), store, app.grace, self._abandoned, self._fail)
+            self._supervisor.start()
         app.log.info("consuming %s from %s", ", ".join(self._queues()) or "nothing", config.mask(app.url))
 
     def _queues(self) -> list[str]:
@@ -179,7 +188,9 @@ class Life:
             self.failed.set_result(error)
 
     def cancel(self) -> None:
-        """Cut the grace short: cancel the handler calls under way. `stop` then releases their messages."""
+        """Cut the grace short: cancel the handler calls under way, and workers. `stop` then releases their messages."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
         for consumer in self._consumers:
             consumer.cancel()
 
@@ -188,7 +199,10 @@ class Life:
         if self._scheduling is not None:
             self._scheduling.cancel()
             await asyncio.gather(self._scheduling, return_exceptions=True)
-        await asyncio.gather(*(consumer.stop(grace) for consumer in self._consumers))
+        ending = [consumer.stop(grace) for consumer in self._consumers]
+        if self._supervisor is not None:
+            ending.append(self._supervisor.stop())
+        await asyncio.gather(*ending)
         for runner in self._runners:
             await runner.close()
         if self._started_hooks:

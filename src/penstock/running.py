@@ -135,8 +135,13 @@ def point(app: App, broker: str | None, host: str | None, port: int | None, stor
         app._given_store = store
     if broker is not None or store is not None:
         app.url = broker or app.url
-        if app.schedules and app.store is None:
+        if app.store is not None:
+            return
+        if app.schedules:
             raise StoreRequired(f"the schedule of {app.schedules[0].name!r}")
+        for worker in app.workers.values():
+            if worker.mode == "single":
+                raise StoreRequired(f"the single worker {worker.name!r}")
 
 
 def consume(app: App, link: Link | None = None) -> int:

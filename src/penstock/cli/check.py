@@ -38,7 +38,11 @@ def _print(report: checking.Report) -> None:
         print(clean(f"task     {task.name}: {task.handler}{topics} on {task.broker}"))
     for schedule in report.schedules:
         print(clean(f"schedule {schedule.task}: {schedule.definition}, next {schedule.next or 'never'}"))
-    if report.tasks:
+    for worker in report.workers:
+        print(
+            clean(f"worker   {worker.name}: {worker.handler}, {worker.mode}, again after {worker.watch_interval:g} s")
+        )
+    if report.tasks or report.workers:
         print(clean(f"store    {report.store or 'none: results are not kept'}"))
     for text in report.notes:
         print(clean(f"note     {text}"))

@@ -50,6 +50,16 @@ class CheckedSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """When it is due next; ISO 8601 with offset. None: never again."""
 
 
+class CheckedWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that was looked at."""
+
+    name: str
+    handler: str
+    mode: str
+    watch_interval: float
+    """Seconds."""
+
+
 class Stale(msgspec.Struct, frozen=True):
     """A binding in the system that the app does not declare any more: the queue still gets these messages."""
 
@@ -63,6 +73,7 @@ class Report(msgspec.Struct, kw_only=True):
     routes: list[Checked] = []
     tasks: list[CheckedTask] = []
     schedules: list[CheckedSchedule] = []
+    workers: list[CheckedWorker] = []
     store: str | None = None
     """The URL, without its password."""
     stale: list[Stale] = []
@@ -77,8 +88,13 @@ class Report(msgspec.Struct, kw_only=True):
 async def check(app: App) -> Report:
     """Look at an app's declarations and at its queues. Nothing is declared, made or changed."""
     report = Report()
-    if not app.routes:
-        report.problems.append("the app declares no route and no task: it would consume nothing")
+    if not app.routes and not app.workers:
+        report.problems.append("the app declares no route, no task and no worker: it would do nothing")
+    for worker in app.workers.values():
+        handler, interval = name_of(worker.function), worker.watch_interval
+        report.workers.append(
+            CheckedWorker(name=worker.name, handler=handler, mode=worker.mode, watch_interval=interval)
+        )
     groups: dict[tuple[str | None, str | None], list[Route]] = defaultdict(list)
     for route in app.routes:
         groups[route.broker, route.vhost].append(route)

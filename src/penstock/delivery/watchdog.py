@@ -28,12 +28,14 @@ class Watchdog:
         self._blocked_after = blocked_after
         self._turned = 0.0
         self._loop_thread = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         self._loop_thread = threading.get_ident()
+        self._loop = asyncio.get_running_loop()
         self._turn()
         self._thread = threading.Thread(target=self._watch, name="penstock-watchdog", daemon=True)
         self._thread.start()
@@ -78,4 +80,6 @@ class Watchdog:
             return "an unknown frame"
         stack = traceback.extract_stack(frame)
         last = stack[-1]
-        return f"{last.name} ({last.filename}:{last.lineno})\n" + "".join(traceback.format_list(stack[-4:])).rstrip()
+        where = f"{last.name} ({last.filename}:{last.lineno})\n" + "".join(traceback.format_list(stack[-4:])).rstrip()
+        task = None if self._loop is None else asyncio.current_task(self._loop)
+        return where if task is None or task.get_name().startswith("Task-") else f"{task.get_name()}, in {where}"

@@ -1,0 +1,56 @@
+"""The last lines that each worker has logged."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+from penstock.workers.runtime import current_run
+
+LINES = 50
+"""Kept of each worker."""
+LONGEST = 500  # characters of a line
+
+_format = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s").format
+
+
+class Tail(deque[str]):
+    """The last lines of one worker, the oldest first."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=LINES)
+
+
+class Catcher(logging.Handler):
+    """Gives each record to the worker in whose run it was logged, whatever the logger."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        run = current_run.get()
+        if run is None:
+            return
+        try:
+            line = _format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        run.tail.extend(one[:LONGEST] for one in line.splitlines())
+
+
+_catcher = Catcher()
+_users = 0
+
+
+def catch() -> None:
+    """Keep what workers log; undone by as many calls of `let_go`."""
+    global _users
+    _users += 1
+    if _users == 1:
+        logging.getLogger().addHandler(_catcher)
+
+
+def let_go() -> None:
+    """Keep it no more."""
+    global _users
+    _users -= 1
+    if _users == 0:
+        logging.getLogger().removeHandler(_catcher)
