@@ -101,8 +101,9 @@ class Life:
             from penstock.workers.supervisor import Supervisor
 
             store = None if ledger is None else ledger.store
-            self._supervisor = Supervisor(app.workers.values(), store, app.grace, self._abandoned, self._fail)
-            self._supervisor.start()
+            self._supervisor = Supervisor(store, app.grace, self._abandoned, self._fail)
+            for worker in app.workers.values():
+                self._supervisor.add(worker)
         app.log.info("consuming %s from %s", ", ".join(self._queues()) or "nothing", config.mask(app.url))
 
     def _queues(self) -> list[str]:

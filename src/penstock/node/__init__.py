@@ -1,0 +1,1 @@
+"""The node: what a directory of YAML files defines, hosted."""
