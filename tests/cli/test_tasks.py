@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -113,15 +112,17 @@ def test_waiting_has_an_end(working: Shell) -> None:
 
 
 def test_an_interrupted_wait_says_that_the_task_goes_on(working: Shell) -> None:
-    command = [*COMMAND, "send", "linger", "1", "--wait"]
-    process = subprocess.Popen(command, env=working.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    eventually_sync(lambda: working.said("lingering"))
-    time.sleep(1)  # the worker may be faster than the sender, who has to hear that it is sent
+    command = [*COMMAND, "-v", "send", "linger", "1", "--wait"]
+    said = Path("sender")
+    with said.open("wb") as output:
+        process = subprocess.Popen(command, env=working.environment, stdout=subprocess.PIPE, stderr=output)
+    eventually_sync(lambda: working.said("lingering") and "waiting for its end" in said.read_text())
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=30)
     assert process.returncode == 130
     (taskid,) = [one["taskid"] for one in working("tasks", "list", "--json").json]
-    assert (out, err.decode()) == (b"", f"interrupted: task {taskid} goes on (penstock tasks show {taskid})\n")
+    assert out == b""
+    assert said.read_text().endswith(f"interrupted: task {taskid} goes on (penstock tasks show {taskid})\n")
     assert shown(working, taskid)["state"] == "running"
     working("tasks", "cancel", taskid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ from penstock.control.brokers import require_files
 from penstock.control.tasks import readable
 from penstock.errors import ExpirationError, StoreRequired
 from penstock.stores.records import TaskRecord
+
+log = logging.getLogger("penstock.cli")
 
 EXPIRES = 10.0  # seconds, unless said otherwise
 CONFIRM = 30.0  # seconds within which it is sent, unless --timeout says otherwise
@@ -87,6 +90,7 @@ async def _send(
         if not wait:
             _print_id(call, handle)
             return None
+        log.debug("task %s is sent; waiting for its end", handle)
         try:
             return await client.waitfor(handle, None if until is None else max(until - time.monotonic(), 0.0))
         except ExpirationError:

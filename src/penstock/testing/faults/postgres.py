@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from penstock.testing.faults.node import ServerNode
+from penstock.testing.faults.ports import free_ports
 from penstock.testing.faults.waiting import wait_until
 
 PLACES = ("/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt/postgresql")
-START_WITHIN = 60.0  # seconds; usually 1
-PORTS = (20_000, 30_000)  # no port that a connection may be given
 
 
 def find_postgres() -> Path | None:
@@ -37,8 +36,11 @@ def find_postgres() -> Path | None:
     return None
 
 
-class PostgresNode:
-    """One server, started by `with PostgresNode() as node` and gone at the end of the block."""
+class PostgresNode(ServerNode):
+    """A PostgreSQL server, in a folder of its own."""
+
+    what = "PostgreSQL"
+    start_within = 60.0  # usually 1
 
     def __init__(self, **settings: object) -> None:
         programs = find_postgres()
@@ -47,21 +49,18 @@ class PostgresNode:
         self._programs = programs
         self._user = "postgres" if os.getuid() == 0 else None
         self._settings = settings
-        self.folder = Path(tempfile.mkdtemp(prefix="penstock-postgres-"))
-        self.port = _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+        super().__init__(Path(tempfile.mkdtemp(prefix="penstock-postgres-")), *free_ports(1))
         if self._user is not None:
             shutil.chown(self.folder, self._user)
 
     def __enter__(self) -> Self:
         self._run("initdb", "-D", str(self.data), "-U", "penstock", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
-        self.start()
-        return self
+        return super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
+        super().__exit__(kind, error, trace)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -78,37 +77,36 @@ class PostgresNode:
         source = ("-h", "127.0.0.1", "-p", str(other.port), "-U", "penstock")
         self._run("pg_basebackup", *source, "-D", str(self.data), "-R", "-X", "stream", "-c", "fast")
 
-    def start(self) -> None:
-        """Until it serves. Idempotent."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **self._settings}
-        told = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [str(self._programs / "postgres"), "-D", str(self.data), *told],
-                user=self._user, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/",
-            )  # fmt: skip
-        wait_until(self._serves, "the server serves", START_WITHIN, pause=0.05)
+    @property
+    def serving(self) -> bool:
+        arguments = ("-h", "127.0.0.1", "-p", str(self.port), "-t", "5")
+        return subprocess.run([self._programs / "pg_isready", *arguments], capture_output=True).returncode == 0
+
+    def start(self) -> float:
+        try:
+            return super().start()
+        except RuntimeError:  # what was killed is not quite gone yet, say
+            return super().start()
 
     def stop(self) -> None:
         """As an operator does it: connections are ended, nothing is awaited."""
-        self._end(signal.SIGINT)
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGINT)
+        self._gone()
 
     def kill(self) -> None:
         """SIGKILL to all its processes, as a power cut would."""
         family = self._family()
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self._end(signal.SIGKILL)
+        super().kill()
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), "all of it is gone", 30)
 
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
+    def _command(self) -> Sequence[str | Path]:
+        settings = {"port": self.port, "listen_addresses": "127.0.0.1", "unix_socket_directories": "", **self._settings}
+        told = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return [self._programs / "postgres", "-D", self.data, *told]
 
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
+    def _surroundings(self) -> dict[str, Any]:
+        return {"user": self._user, "cwd": "/"}
 
     def _signal(self, number: int) -> None:
         for pid in self._family():
@@ -122,30 +120,7 @@ class PostgresNode:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
         return [pid, *map(int, children.split())]
 
-    def _end(self, number: int) -> None:
-        if self._process is not None:
-            if self._process.poll() is None:
-                self._process.send_signal(number)
-            self._process.wait(30)
-            self._process = None
-
-    def _serves(self) -> bool:
-        process = self._process
-        if process is not None and process.poll() is not None:  # what was killed is not quite gone yet, say
-            self._process = None
-            self.start()
-        arguments = ("-h", "127.0.0.1", "-p", str(self.port), "-t", "5")
-        return subprocess.run([self._programs / "pg_isready", *arguments], capture_output=True).returncode == 0
-
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
             [str(self._programs / program), *arguments], user=self._user, check=True, capture_output=True, cwd="/"
         )
-
-
-def _free_port() -> int:
-    while True:
-        port = random.randrange(*PORTS)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

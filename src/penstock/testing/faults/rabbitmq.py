@@ -6,28 +6,22 @@ only. Other servers on the machine are not concerned; only the port mapper (epmd
 
 from __future__ import annotations
 
-import atexit
 import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple
 
+from penstock.testing.faults.node import ServerNode
 from penstock.testing.faults.ports import free_ports
-from penstock.testing.faults.waiting import wait_until
 
 PLACES = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
 """Where the server's own scripts are. Debian's in /usr/sbin are wrappers that lose the environment."""
 
-START_WITHIN = 60.0  # seconds; usually 3 to 8
-STOP_WITHIN = 30.0
-COMMAND_WITHIN = 60.0
+COMMAND_WITHIN = 60.0  # seconds
 
 
 class QueueFigures(NamedTuple):
@@ -47,12 +41,15 @@ def find_server() -> Path | None:
     return None
 
 
-class RabbitNode:
-    """One server, started by `with RabbitNode(folder) as node` and gone at the end of the block.
+class RabbitNode(ServerNode):
+    """A RabbitMQ server.
 
     `consumer_timeout`: seconds a message may stay unacknowledged (None: the server's 30 minutes),
     looked at every `tick` seconds. `max_message_size` in bytes.
     """
+
+    what = "RabbitMQ"
+    start_within = 60.0  # usually 3 to 8
 
     def __init__(
         self,
@@ -65,12 +62,11 @@ class RabbitNode:
         scripts = find_server()
         if scripts is None:
             raise FileNotFoundError("no RabbitMQ server is installed")
-        self.folder = folder
-        self.port, dist_port = free_ports(2)
+        port, dist_port = free_ports(2)
+        super().__init__(folder, port)
         self.name = f"penstock-{os.getpid()}-{secrets.token_hex(4)}@localhost"
         self._scripts = scripts
         self._environment = self._prepare(dist_port, consumer_timeout, max_message_size, tick)
-        self._process: subprocess.Popen[bytes] | None = None
 
     def _prepare(
         self, dist_port: int, consumer_timeout: float | None, max_message_size: int | None, tick: float
@@ -117,26 +113,10 @@ class RabbitNode:
             "ERL_CRASH_DUMP_BYTES": "0",
         }
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
     def url(self, vhost: str = "", port: int | None = None, **options: object) -> str:
         """Where clients connect, or with `port` where a proxy to it listens."""
         query = "&".join(f"{name}={value}" for name, value in options.items())
         return f"amqp://guest:guest@127.0.0.1:{port or self.port}/{vhost}{'?' + query if query else ''}"
-
-    # -- life and death
-
-    @property
-    def pid(self) -> int | None:
-        """The server's; None when it does not run."""
-        return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     @property
     def serving(self) -> bool:
@@ -148,68 +128,11 @@ class RabbitNode:
         except OSError:
             return False
 
-    def start(self) -> float:
-        """Start it on the data it has, and wait until it serves; how many seconds that took.
+    def _command(self) -> Sequence[str | Path]:
+        return [self._scripts / "rabbitmq-server"]
 
-        :raises RuntimeError: it ended instead; the error has its last words.
-        """
-        if self.pid is not None:
-            return 0.0
-        began = time.monotonic()
-        with (self.folder / "output").open("ab") as output:
-            self._process = subprocess.Popen(
-                [self._scripts / "rabbitmq-server"],
-                env=self._environment,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is for the tests
-            )
-        atexit.register(self.kill)
-
-        def ready() -> bool:
-            if self.pid is None:
-                raise RuntimeError("RabbitMQ did not start: " + (self.folder / "output").read_text()[-2000:])
-            return self.serving
-
-        try:
-            wait_until(ready, "RabbitMQ serves", START_WITHIN, pause=0.05)
-        except BaseException:
-            self.kill()
-            raise
-        return time.monotonic() - began
-
-    def stop(self) -> None:
-        """Stop it in good order: clients are told."""
-        self._signal(signal.SIGTERM)
-        self._gone()
-
-    def kill(self) -> None:
-        """SIGKILL. Idempotent."""
-        self._signal(signal.SIGKILL)
-        self._gone()
-        atexit.unregister(self.kill)
-
-    def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def _gone(self) -> None:
-        if self._process is not None:
-            try:
-                self._process.wait(STOP_WITHIN)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait(STOP_WITHIN)
-            self._process = None
+    def _surroundings(self) -> dict[str, Any]:
+        return {"env": self._environment, "cwd": self.folder}
 
     # -- what an operator does
 
