@@ -70,11 +70,10 @@ class Followers:
     async def _join(self, groups: Sequence[Sequence[str]]) -> list[None]:
         if self._closed:
             raise BrokerUnavailable("nobody is rung any more")
-        if self._watch is None:
-            self._watch = self._store.watch()
-        await self._watch.follow([key for keys in groups for key in keys if key in self._bells])
-        if self._pumping is None or self._pumping.done():
-            self._pumping = asyncio.create_task(self._pump(self._watch), name="penstock-following")
+        watch = self._watch = self._watch or self._store.watch()
+        await watch.follow([key for keys in groups for key in keys if key in self._bells])
+        if not self._closed and (self._pumping is None or self._pumping.done()):
+            self._pumping = asyncio.create_task(self._pump(watch), name="penstock-following")
         return [None] * len(groups)
 
     async def close(self) -> None:
