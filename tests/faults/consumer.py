@@ -47,7 +47,7 @@ async def slow(message: Message) -> None:
     if message.body == "block":
         time.sleep(3.5)  # blocks the loop, which is what it is for
     else:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(10 if message.body == "first" and message.attempt == 1 else 0.3)
     ledger.write("finished", message.id, message.attempt)
 
 

@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.blocks, pytest.mark.timeout(180)]
 def test_a_dead_consumers_messages_are_taken_over_within_the_lease(redis: RedisScene) -> None:
     with redis.consumers(2) as consumers:
         wait_until(lambda: redis.declared() and redis.queues()["slow"].consumers == 2, "both consume", 20)
-        redis.publish("slow", ["x"])
-        wait_until(lambda: redis.ledger.count("started"), "it runs", 20, pause=0.001)
+        redis.publish("slow", ["first"])
+        wait_until(lambda: redis.ledger.count("started"), "it runs", 20)
         pid = next(entry.pid for entry in redis.ledger.entries() if entry.event == "started")
         consumers.kill(next(process for process in consumers.running if process.pid == pid))
         took = seconds_until(lambda: redis.ledger.count("finished"), "taken over", LEASE + 10)
