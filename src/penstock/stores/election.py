@@ -5,6 +5,11 @@ whole term, by a clock of its own, takes it over by compare-and-set; no two cloc
 equally fast, within a tenth. The holder counts from the moment at which it asked for its last renewal,
 and gives up a tenth early: so it stops before another one begins. What cannot be stopped in time (its process
 was paused in the middle of a write) is for the epoch to refuse.
+
+An epoch is the version that the store gave to the entry when the office was taken: a store that was emptied, or
+went back to an older state, still gives no version twice. Who sees an office vanish takes it to be held for a
+whole term; who begins then, and has seen nothing, may begin before the holder has found its entry gone: within
+a third of a term. Again the epoch tells them apart.
 """
 
 from __future__ import annotations
@@ -40,15 +45,15 @@ class Office(msgspec.Struct, frozen=True, array_like=True):
     who: str
     """Empty: nobody; it was given up."""
     epoch: int
-    """Of the holder; of the last one, if nobody holds it."""
+    """Of the holder; of the last one, if nobody holds it. 0: the entry's own version, for it was just taken."""
 
 
 class Term:
     """An office while it is held here. `epoch` is higher than that of any holder before."""
 
-    def __init__(self, name: str, epoch: int, clock: Clock) -> None:
+    def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
-        self.epoch = epoch
+        self.epoch = 0
         self.until = 0.0
         """On the monotonic clock; put off by each renewal."""
         self._clock = clock
@@ -134,15 +139,18 @@ class Election:
 
     async def _stand(self, bell: Bell) -> Term:
         now = self._clock.monotonic
-        seen, since = None, 0.0
+        seen, since, known = None, 0.0, False
         while True:
             office, version = await self._look()
             if version != seen:
                 seen, since = version, now()
+            vacant = not office.who and (version != ABSENT or not known)
+            known = known or version != ABSENT
             # Ours without our knowing: the answer to the request that took it was lost.
-            if not office.who or office.who == self._who or now() - since >= self._term:
-                term = Term(self._name, office.epoch + 1, self._clock)
+            if vacant or office.who == self._who or now() - since >= self._term:
+                term = Term(self._name, self._clock)
                 if await self._write(term, version):
+                    term.epoch = self._version
                     return term
                 continue
             await bell.wait(min(self._step(), since + self._term - now()))
@@ -189,7 +197,10 @@ class Election:
 
     async def _look(self) -> tuple[Office, int]:
         (entry,) = await self._store.get([self._key])
-        return (Office("", 0), ABSENT) if entry is None else (_decode(entry.value), entry.version)
+        if entry is None:
+            return Office("", 0), ABSENT
+        office = _decode(entry.value)
+        return (office if office.epoch else Office(office.who, entry.version)), entry.version
 
     async def _write(self, term: Term, version: int) -> bool:
         """Take the office, or renew it; False: it is not as it was."""
