@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from penstock.brokers.base import Ack, Move, Release, Settlement
 from penstock.delivery.settlement import Settler
-from penstock.errors import BrokerUnavailable
+from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery, Outgoing
 from tests.helpers import eventually
 
@@ -74,3 +74,30 @@ async def test_what_ends_an_errand_ends_the_settler() -> None:
     settler.add(Release(delivery("x")))
     await asyncio.wait({running}, timeout=5)
     assert isinstance(running.exception(), ZeroDivisionError)
+
+
+async def test_one_that_has_nowhere_to_go_holds_up_no_other() -> None:
+    class Picky(Clogged):
+        async def settle(self, items: Sequence[Settlement]) -> Sequence[Delivery]:
+            if any(item.delivery.id == "homeless" for item in items) and not self.free.is_set():
+                self.tries += 1
+                raise BrokerError("there is no such queue")
+            self.put += [item.delivery.id for item in items]
+            return []
+
+    subscription = Picky()
+    left: list[int] = []
+    settler = Settler(subscription, left.append)
+    running = asyncio.create_task(settler.run())
+    homeless = Move(delivery("homeless"), "gone", Outgoing(id="homeless", topic="gone", body=b"x"))
+    settler.extend([Release(delivery("a")), homeless, Release(delivery("b"))])
+    await eventually(lambda: subscription.put == ["a", "b"])
+    settler.add(Release(delivery("later")))
+    await eventually(lambda: subscription.put == ["a", "b", "later"])
+    await eventually(lambda: subscription.tries > 2)
+    assert sum(left) == 3
+    subscription.free.set()
+    await settler.drained()
+    assert subscription.put == ["a", "b", "later", "homeless"]
+    assert sum(left) == 4
+    running.cancel()

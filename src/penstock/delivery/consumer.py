@@ -390,33 +390,39 @@ class Consumer:
 
     async def _try_suspects(self) -> None:
         """Look for suspects without keeping one, and when there are some, run them one after another, alone."""
-        failures = 0
+        failures = crowded = missed = 0
         while not self._stopping:
             try:
                 peeked = await self._lane.receive(1, RECEIVE_WAIT)
-                if not peeked or await self._convicted(peeked[0]):
+                failures = 0
+                if not peeked:
+                    crowded = missed = 0
+                    continue
+                if await self._convicted(peeked[0]):
                     continue
                 await self._settle_lane(Release(peeked[0]))
                 pause = self._paused_until - self._around.clock.monotonic()
                 if pause > 0:
                     await asyncio.sleep(pause)
-                patience = self._around.lease * min(2**failures, MOST_PATIENCE)
-                async with self._solitude.alone(patience) as alone:
-                    found = alone and await self._run_suspects()
-                failures = 0 if found else failures + 1  # others look for the same one: not all at the same time
+                lease = self._around.lease
+                async with self._solitude.alone(lease * min(2**crowded, MOST_PATIENCE)) as alone:
+                    # What was given back may be there only after a while, and another process may have it by then.
+                    found = alone and await self._run_suspects(min(SUSPECT_WAIT * 2**missed, lease))
+                crowded = 0 if alone else crowded + 1
+                missed = 0 if found else missed + alone
             except BrokerRefused:
                 raise
             except BrokerError as error:
                 failures += 1
                 log.warning("%s: cannot look for suspects: %s", self.route.name, one_line(error))
-            if failures:
-                await asyncio.sleep(backoff_delay(failures, (0.1, 5.0), self._around.rng))
+            if rounds := max(failures, crowded, missed):  # others look for the same one: not all at the same time
+                await asyncio.sleep(backoff_delay(rounds, (0.1, 5.0), self._around.rng))
 
-    async def _run_suspects(self) -> bool:
-        """Whether there was one."""
+    async def _run_suspects(self, wait: float) -> bool:
+        """Whether there was one within `wait` seconds of being alone; they are run while there are more."""
         until, found = self._around.clock.monotonic() + SOLITARY_SECONDS, False
         while self._around.clock.monotonic() < until and not self._stopping:
-            taken = await self._lane.receive(1, SUSPECT_WAIT)
+            taken = await self._lane.receive(1, SUSPECT_WAIT if found else wait)
             if not taken:
                 return found
             delivery, found = taken[0], True

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from penstock.brokers.base import Ack, Broker, Move, Release, Settlement, Subscription
-from penstock.errors import BrokerError, BrokerRefused, PublishError, one_line
+from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, PublishError, one_line
 from penstock.message import Delivery, Outgoing
 from penstock.waiting import Bell
 
@@ -102,6 +102,7 @@ class Settler:
         self._moves = _Errand(self._put_here, self._bell.ring)
         self._forwards = _Errand(self._put_abroad, self._bell.ring)
         self._burials = _Errand(self._bury, self._bell.ring)
+        self._apart: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -135,14 +136,21 @@ class Settler:
                     if acks:
                         await self._settle(acks)
                         self._settled(len(acks))
-                if self._moves.idle and self._forwards.idle and self._burials.idle and not self._waiting:
+                busy = not (self._moves.idle and self._forwards.idle and self._burials.idle)
+                for task in [task for task in self._apart if task.done()]:
+                    self._apart.discard(task)
+                    task.result()
+                if not busy and not self._apart and not self._waiting:
                     self._idle.set()
         finally:
+            for task in self._apart:
+                task.cancel()
             self._burials.cancel()
             self._moves.cancel()
             self._forwards.cancel()
 
-    async def _settle(self, outcomes: Sequence[Settlement]) -> None:
+    async def _settle(self, outcomes: Sequence[Settlement], patient: bool = True) -> None:
+        """:raises BrokerError: not `patient`: the system was there, and would not have it so."""
         delay = FIRST_RETRY
         while True:
             outcomes = [outcome for outcome in outcomes if not outcome.delivery.lost]
@@ -151,6 +159,8 @@ class Settler:
             except BrokerRefused:
                 raise
             except BrokerError as error:
+                if not patient and not isinstance(error, BrokerUnavailable):
+                    raise
                 log.warning("settling %d messages failed, again in %.1f s: %s", len(outcomes), delay, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, LONGEST_RETRY)
@@ -161,8 +171,22 @@ class Settler:
 
     async def _put_here(self, outcomes: list[Settlement]) -> None:
         """Moves and releases: on some systems both are published."""
-        await self._settle(outcomes)
-        self._settled(len(outcomes))
+        try:
+            await self._settle(outcomes, patient=False)
+        except BrokerRefused:
+            raise
+        except BrokerError as error:  # one of them has nowhere to go: the others need not wait for that
+            log.warning("%d messages are settled each by itself: %s", len(outcomes), one_line(error))
+            for outcome in outcomes:
+                task = asyncio.create_task(self._put_alone(outcome))
+                self._apart.add(task)
+                task.add_done_callback(lambda task: self._bell.ring())
+        else:
+            self._settled(len(outcomes))
+
+    async def _put_alone(self, outcome: Settlement) -> None:
+        await self._settle([outcome])
+        self._settled(1)
 
     async def _bury(self, burials: list[Burial]) -> None:
         await asyncio.gather(*[self._bury_one(burial) for burial in burials])
