@@ -82,7 +82,7 @@ def _forgets_what_has_not_started(real: Any) -> Any:
 
 
 def _settles_once(real: Any) -> Any:
-    async def settle(self: Any, outcomes: Any) -> None:
+    async def settle(self: Any, outcomes: Any, patient: bool = True) -> None:
         with contextlib.suppress(BrokerUnavailable):
             await self._subscription.settle(outcomes)
 
