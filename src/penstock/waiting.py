@@ -1,10 +1,11 @@
-"""`Bell`: waiting until there may be something to do; `Gathering`: doing together what is asked for together."""
+"""`Bell`: waiting until there may be something to do; `Gathering`: doing together what is asked for together; `Ending`:
+doing something at the end of the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -106,3 +107,23 @@ class Gathering(Generic[T, R]):
             for (_, future), outcome in zip(asked, outcomes, strict=True):
                 if not future.done():
                     future.set_result(outcome)
+
+
+class Ending:
+    """Has `close()` called at the end of the event loop in which it `begin`s, if that is run by `asyncio.run` or a
+    `Runner`: after every task in it has been cancelled, while it still turns. For at most `within` seconds."""
+
+    def __init__(self, close: Callable[[], Awaitable[None]], within: float = 5.0) -> None:
+        self._waiting = _until_the_end(close, within)
+
+    async def begin(self) -> None:
+        await anext(self._waiting)
+
+
+async def _until_the_end(close: Callable[[], Awaitable[None]], within: float) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:  # the loop ends the generators that were begun in it
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(within):
+                await close()

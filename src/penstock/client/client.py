@@ -24,8 +24,8 @@ class Client(Asking):
 
     `url`: given, else `$PENSTOCK_BROKER`, else `penstock.toml`, else `sqlite:///penstock.db`. `store`:
     given, else `$PENSTOCK_STORE`, else `penstock.toml`, else the broker's own where that can be a store
-    too. With `async with Client() as client:` the connection ends with the block; else call `close()`, before the
-    event loop ends: on PostgreSQL, Redis and NATS connections belong to it.
+    too. With `async with Client() as client:` the connection ends with the block; else call `close()`. It connects
+    anew in each event loop; what is connected when `asyncio.run` or a `Runner` ends its loop is closed there.
 
     :raises ConfigError: a URL that no adapter serves.
     """
@@ -66,8 +66,7 @@ class Client(Asking):
 
         :raises BrokerUnavailable, BrokerRefused: it cannot be done.
         """
-        await self._until_closed()
-        await self._pool.get()
+        await self._get_broker()
         self._listening.start()
 
     async def broadcast(self, topic: str, data: Any, *, timeout: float | None = 30) -> None:
@@ -112,13 +111,17 @@ class Client(Asking):
         while self._closing is not None:
             await asyncio.wait({self._closing})
 
+    async def _get_broker(self, name: str | None = None) -> Broker:
+        await self._until_closed()
+        return await super()._get_broker(name)
+
     async def _reach(self, work: Callable[[Broker], Awaitable[T]], timeout: float | None, name: str | None) -> T:
         await self._until_closed()
         return await super()._reach(work, timeout, name)
 
-    async def _with_ledger(self, work: Callable[[Ledger], Awaitable[T]], timeout: float | None) -> T:
+    async def _get_ledger(self) -> Ledger:
         await self._until_closed()
-        return await super()._with_ledger(work, timeout)
+        return await super()._get_ledger()
 
     async def _call_task(
         self,

@@ -48,9 +48,10 @@ class Publishing:
         self._pool = pool or Pool(resolve_broker(url), brokers)
         self._keeper = keeper or Keeper(resolve_store(store, str(self._pool.urls[None])))
         self._outboxes: dict[Broker, Gathering[Outgoing, PublishError | None]] = {}
+        self._outboxes_loop: asyncio.AbstractEventLoop | None = None
         self._max_body = max_body
         self._fits = fits
-        self._listening = Listening(self._pool.get, max_body)
+        self._listening = Listening(self._get_broker, max_body)
 
     async def publish(
         self,
@@ -231,8 +232,15 @@ class Publishing:
         """Where messages that are published one by one at the same time come together."""
         outbox = self._outboxes.get(broker)
         if outbox is None:
+            loop = asyncio.get_running_loop()
+            if loop is not self._outboxes_loop:  # those of brokers that ended with another
+                self._outboxes_loop, self._outboxes = loop, {}
             outbox = self._outboxes[broker] = Gathering(broker.publish)
         return outbox
+
+    async def _get_broker(self, name: str | None = None) -> Broker:
+        """Connected; see `Pool.get`."""
+        return await self._pool.get(name)
 
     async def _reach(self, work: Callable[[Broker], Awaitable[T]], timeout: float | None, name: str | None) -> T:
         """Have a broker do something, trying again while it cannot be reached.
@@ -249,7 +257,7 @@ class Publishing:
             async with asyncio.timeout(timeout):
                 while True:
                     try:
-                        broker = await self._pool.get(name)
+                        broker = await self._get_broker(name)
                         reached = True
                         return await work(broker)
                     except BrokerUnavailable as error:

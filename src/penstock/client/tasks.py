@@ -37,6 +37,7 @@ class Asking(Publishing):
     """Asks for work and hears what came of it. See `Client`."""
 
     _known_ledger: Ledger | None = None
+    _ledger_loop: asyncio.AbstractEventLoop | None = None
     _calls: dict[str | None, Calls] | None = None
 
     async def send(
@@ -235,7 +236,7 @@ class Asking(Publishing):
             self._calls = {}
         calls = self._calls.get(broker)
         if calls is None:
-            calls = self._calls[broker] = Calls(lambda: self._pool.get(broker), self._max_body)
+            calls = self._calls[broker] = Calls(lambda: self._get_broker(broker), self._max_body)
         return calls
 
     async def _wait(self, taskid: str, timeout: float | None, what: str) -> Standing:
@@ -274,9 +275,7 @@ class Asking(Publishing):
             async with asyncio.timeout(timeout):
                 while True:
                     try:
-                        if self._known_ledger is None:
-                            self._known_ledger = Ledger(await self._keeper.get())
-                        return await work(self._known_ledger)
+                        return await work(await self._get_ledger())
                     except BrokerUnavailable as error:
                         complaint = error
                     await asyncio.sleep(delay)
@@ -286,12 +285,18 @@ class Asking(Publishing):
                 raise
             raise TimeoutError(f"the store did not answer in time: {complaint or self._keeper}") from complaint
 
+    async def _get_ledger(self) -> Ledger:
+        store = await self._keeper.get()
+        if self._known_ledger is None or self._known_ledger.store is not store:  # that of another event loop
+            self._known_ledger, self._ledger_loop = Ledger(store), asyncio.get_running_loop()
+        return self._known_ledger
+
     async def _stop_asking(self) -> None:
         calls, self._calls = self._calls, None
         for one in (calls or {}).values():
             await one.close()
         ledger, self._known_ledger = self._known_ledger, None
-        if ledger is not None:
+        if ledger is not None and self._ledger_loop in (None, asyncio.get_running_loop()):
             await ledger.close()
 
 
