@@ -13,17 +13,16 @@ from typing import Any
 import pytest
 
 from penstock import ConfigError
-from penstock.node import definitions
+from penstock.node import documents
 from penstock.node.definitions import (
     Definitions,
     FunctionDefinition,
-    InvalidDefinitions,
     JobDefinition,
-    Place,
     WorkerDefinition,
     read_directory,
     read_texts,
 )
+from penstock.node.documents import InvalidDefinitions, Place
 
 WORKER = """\
 - name: consumer
@@ -268,7 +267,7 @@ def test_an_alias_bomb_is_refused_at_once() -> None:
 
 def test_what_is_too_deep_or_too_large_is_refused() -> None:
     assert problems(x="[" * 5000) == ["x.yml:1: it is nested more than 100 deep"]
-    assert problems(x="#" * (definitions.MAX_FILE + 1)) == ["x.yml:1: a file may hold 1048576 bytes"]
+    assert problems(x="#" * (documents.MAX_FILE + 1)) == ["x.yml:1: a file may hold 1048576 bytes"]
     deep = "name: w\nmode: multi\nscript: 'def w(): " + "(" * 3000 + "'\n"
     assert problems(x=deep)[0].startswith("x.yml:3: not Python: ")
 

@@ -8,10 +8,10 @@ nothing half-right comes out: all that is wrong with a directory is told at once
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import CodeType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import msgspec
 import yaml
@@ -19,48 +19,12 @@ import yaml
 from penstock.clock import is_seconds
 from penstock.errors import ConfigError, near, printable
 from penstock.node import scripts
-from penstock.node.scripts import Script, ScriptError
+from penstock.node.documents import MAX_FILE, InvalidDefinitions, Keys, Place, Problem, compose, construct, is_text
 from penstock.workers.definition import MODES, WATCH_INTERVAL, Mode
 
-T = TypeVar("T")
-
-MAX_FILE = 2**20  # bytes of a file
-MAX_ALIASES = 100  # of a file; the members they stand for are counted below, each time
-MAX_MEMBERS = 100_000
-MAX_DEPTH = 100
 MAX_NAME = 255  # characters
 CONFIGS = "configs"
 SUFFIXES = (".yml", ".yaml")
-
-
-class Place(NamedTuple):
-    """Where something stands."""
-
-    file: str
-    """Relative to the directory."""
-    line: int
-    """From 1."""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-class Problem(NamedTuple):
-    """What is wrong, and where."""
-
-    place: Place
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.place}: {self.text}"
-
-
-class InvalidDefinitions(ConfigError):
-    """All that is wrong with some definitions, a line each."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = sorted(set(problems))
-        super().__init__("\n".join(map(str, self.problems)))
 
 
 class WorkerDefinition(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +133,7 @@ def read_text(file: str, text: bytes) -> list[Definition]:
 
     :raises InvalidDefinitions: everything that is wrong with it.
     """
-    node = _compose(file, text)
+    node = compose(file, text)
     if node is None:
         return []
     if is_config(file):
@@ -179,7 +143,7 @@ def read_text(file: str, text: bytes) -> list[Definition]:
     problems: list[Problem] = []
     for member in members:
         try:
-            definitions.append(_definition(_Mapping(file, member, "a definition")))
+            definitions.append(_definition(Keys(file, member, "a definition")))
         except InvalidDefinitions as invalid:
             problems += invalid.problems
     if problems:
@@ -229,152 +193,10 @@ def read_confined(folder: Path, file: str) -> bytes:
     return text
 
 
-# -- the YAML
-
-
-def _compose(file: str, text: bytes) -> yaml.Node | None:
-    """:raises InvalidDefinitions: it is not YAML, or more than anybody would write."""
-
-    def invalid(line: int, what: str) -> InvalidDefinitions:
-        return InvalidDefinitions([Problem(Place(file, line), what)])
-
-    if len(text) > MAX_FILE:
-        raise invalid(1, f"a file may hold {MAX_FILE} bytes")
-    try:
-        depth = aliases = 0
-        for event in yaml.parse(text, Loader=_Loader):
-            line = 1 if event.start_mark is None else event.start_mark.line + 1
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-                if depth > MAX_DEPTH:
-                    raise invalid(line, f"it is nested more than {MAX_DEPTH} deep")
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            elif isinstance(event, yaml.AliasEvent):
-                aliases += 1
-                if aliases > MAX_ALIASES:
-                    raise invalid(line, f"it has more than {MAX_ALIASES} aliases")
-        node = yaml.compose(text, Loader=_Loader)
-        if node is not None and _members(node, {}) > MAX_MEMBERS:
-            raise invalid(1, f"its aliases stand for more than {MAX_MEMBERS} members")
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = " ".join(part for part in (error.context, error.problem) if part)
-        raise invalid(1 if mark is None else mark.line + 1, f"not YAML: {printable(what)}") from None
-    except (yaml.YAMLError, UnicodeError, RecursionError) as error:
-        raise invalid(1, f"not YAML: {printable(' '.join(str(error).split()))}") from None
-    return node
-
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _members(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many members a node has once every alias is written out. One that holds itself has no end."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = MAX_MEMBERS + 1  # while it is counted
-    count = 1
-    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
-        for part in child if isinstance(child, tuple) else (child,):
-            count += _members(part, known)
-    known[id(node)] = count
-    return count
-
-
-class _Mapping:
-    """A mapping of a file: its values, and where each key stands."""
-
-    def __init__(self, file: str, node: yaml.Node, what: str) -> None:
-        self.file = file
-        self.place = Place(file, node.start_mark.line + 1)
-        self.problems: list[Problem] = []
-        self.nodes: dict[str, yaml.Node] = {}
-        self.lines: dict[str, int] = {}
-        if not isinstance(node, yaml.MappingNode):
-            raise InvalidDefinitions([Problem(self.place, f"{what} is a mapping of keys")])
-        merged = _flatten(node)
-        own: set[str] = set()
-        for number, (key, value) in enumerate(node.value):
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                self.problems.append(Problem(Place(file, line), "a key is a word"))
-                continue
-            if key.value in own:
-                self.problems.append(Problem(Place(file, line), f"the key {key.value!r} is there twice"))
-            if number >= merged:
-                own.add(key.value)
-            self.nodes[key.value], self.lines[key.value] = value, line
-
-    def complain(self, key: str | None, text: str) -> None:
-        line = self.place.line if key is None else self.lines.get(key, self.place.line)
-        self.problems.append(Problem(Place(self.file, line), text))
-
-    def take(self, key: str, check: Callable[[Any], str | None], default: T) -> Any | T:
-        """A key's value; `check` says what is wrong with it."""
-        if key not in self.nodes:
-            return default
-        value = _construct(self.file, self.nodes[key])
-        wrong = check(value)
-        if wrong is not None:
-            self.complain(key, f"{key} {wrong}, not {_shown(value)}")
-            return default
-        return value
-
-    def need(self, key: str, check: Callable[[Any], str | None], default: T, what: str) -> Any | T:
-        if key not in self.nodes:
-            self.complain(None, f"{what} needs {key!r}")
-        return self.take(key, check, default)
-
-    def only(self, known: Sequence[str], what: str) -> None:
-        for key in self.nodes:
-            if key not in known:
-                self.complain(key, f"{what} has no key {printable(key)!r}{near(key, known)}")
-
-    def script(self, key: str, compile: Callable[[Script], T]) -> T | None:
-        """What is compiled of a key's text."""
-        node = self.nodes.get(key)
-        text = self.take(key, _is_text, None)
-        if node is None or text is None:
-            return None
-        # The text of a block begins in the line after its sign.
-        first = node.start_mark.line + (2 if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">") else 1)
-        try:
-            return compile(Script(text, self.file, first))
-        except ScriptError as error:
-            self.problems.append(Problem(Place(self.file, error.line), str(error)))
-            return None
-
-
-def _flatten(node: yaml.MappingNode) -> int:
-    """Put what is merged (`<<`) in front of a mapping's own members; how many that are."""
-    own = sum(key.tag != "tag:yaml.org,2002:merge" for key, _ in node.value)
-    loader = yaml.SafeLoader("")
-    try:
-        loader.flatten_mapping(node)
-    except yaml.YAMLError:  # what is not a mapping cannot be merged: `<<` is an unknown key then
-        return 0
-    finally:
-        loader.dispose()
-    return int(len(node.value) - own)
-
-
-def _construct(file: str, node: yaml.Node) -> Any:
-    loader = yaml.SafeLoader("")
-    try:
-        return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        mark = getattr(error, "problem_mark", None) or node.start_mark
-        what = getattr(error, "problem", None) or str(error)
-        raise InvalidDefinitions([Problem(Place(file, mark.line + 1), f"not YAML: {printable(what)}")]) from None
-    finally:
-        loader.dispose()
-
-
 # -- the kinds
 
 
-def _definition(given: _Mapping) -> Definition:
+def _definition(given: Keys) -> Definition:
     """:raises InvalidDefinitions: all that is wrong with it."""
     keys = given.nodes.keys()
     kinds = [kind for kind, telling in _KINDS.items() if telling & keys]
@@ -390,17 +212,17 @@ def _definition(given: _Mapping) -> Definition:
     return made
 
 
-def _worker(given: _Mapping) -> WorkerDefinition:
+def _worker(given: Keys) -> WorkerDefinition:
     given.only(("name", "category", "mode", "script", "watch_interval"), "a worker")
     name = given.need("name", _is_name, "", "a worker")
     mode: Mode = given.need("mode", _is_mode, "single", "a worker")
-    script = given.need("script", _is_text, "", "a worker")
+    script = given.need("script", is_text, "", "a worker")
     interval = given.take("watch_interval", _is_seconds, None)
     made = given.script("script", lambda script: scripts.compile_worker(script, name))
     code, function = made or (_NOTHING, "")
     return WorkerDefinition(
         name=name,
-        category=given.take("category", _is_text, None),
+        category=given.take("category", is_text, None),
         place=given.place,
         mode=mode,
         script=script,
@@ -410,14 +232,14 @@ def _worker(given: _Mapping) -> WorkerDefinition:
     )
 
 
-def _job(given: _Mapping) -> JobDefinition:
+def _job(given: Keys) -> JobDefinition:
     given.only(("name", "category", "topics", "script", "slack"), "a job")
     name = given.need("name", _is_name, "", "a job")
     topics = given.need("topics", _is_topics, (), "a job")
     slack = None
     if "slack" in given.nodes:
         try:
-            option = _Mapping(given.file, given.nodes["slack"], "slack")
+            option = Keys(given.file, given.nodes["slack"], "slack")
             slack = _slack(option)
             given.problems += option.problems
         except InvalidDefinitions as invalid:
@@ -428,40 +250,40 @@ def _job(given: _Mapping) -> JobDefinition:
     code = given.script("script", scripts.compile_job)
     return JobDefinition(
         name=name,
-        category=given.take("category", _is_text, None),
+        category=given.take("category", is_text, None),
         place=given.place,
         topics=(topics,) if isinstance(topics, str) else tuple(topics),
-        script=given.take("script", _is_text, None),
+        script=given.take("script", is_text, None),
         slack=slack,
         code=code,
     )
 
 
-def _slack(given: _Mapping) -> SlackOption:
+def _slack(given: Keys) -> SlackOption:
     given.only(("token", "app_token", "code_injection"), "slack")
     return SlackOption(
-        token=given.need("token", _is_text, "", "slack"),
-        app_token=given.take("app_token", _is_text, None),
+        token=given.need("token", is_text, "", "slack"),
+        app_token=given.take("app_token", is_text, None),
         code_injection=given.take("code_injection", _is_flag, False),
     )
 
 
-def _function(given: _Mapping) -> FunctionDefinition:
+def _function(given: Keys) -> FunctionDefinition:
     given.only(("name", "category", "code"), "a function")
     name = given.need("name", _is_identifier, "", "a function")
     code = given.script("code", lambda script: scripts.compile_function(script, name))
     return FunctionDefinition(
         name=name,
-        category=given.take("category", _is_text, None),
+        category=given.take("category", is_text, None),
         place=given.place,
-        script=given.take("code", _is_text, ""),
+        script=given.take("code", is_text, ""),
         code=code or _NOTHING,
     )
 
 
 def _config(file: str, node: yaml.Node) -> ConfigDefinition:
     place = Place(file, node.start_mark.line + 1)
-    values = _construct(file, node)
+    values = construct(file, node)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InvalidDefinitions([Problem(place, "a configuration is a mapping of names")])
     name = os.path.splitext(file.partition(os.sep)[2])[0].replace(os.sep, "/")
@@ -471,7 +293,7 @@ def _config(file: str, node: yaml.Node) -> ConfigDefinition:
 _NOTHING = compile("", "<nothing>", "exec")
 
 _KINDS: Mapping[str, set[str]] = {"a worker": {"mode"}, "a job": {"topics"}, "a function": {"code"}}
-_MAKERS: Mapping[str, Callable[[_Mapping], Definition]] = {"a worker": _worker, "a job": _job, "a function": _function}
+_MAKERS: Mapping[str, Callable[[Keys], Definition]] = {"a worker": _worker, "a job": _job, "a function": _function}
 
 
 def _add(found: Definitions, definition: Definition, wrong: list[Problem]) -> None:
@@ -490,15 +312,6 @@ def _add(found: Definitions, definition: Definition, wrong: list[Problem]) -> No
 
 
 # -- values
-
-
-def _shown(value: Any) -> str:
-    text = printable(repr(value))
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def _is_text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "is text and not empty"
 
 
 def _is_name(value: Any) -> str | None:
