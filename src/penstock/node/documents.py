@@ -49,7 +49,10 @@ class InvalidDefinitions(ConfigError):
 
 
 def compose(file: str, text: bytes) -> yaml.Node | None:
-    """:raises InvalidDefinitions: it is not YAML, or more than anybody would write."""
+    """A file's one document as nodes that know their lines; None: it is empty.
+
+    :raises InvalidDefinitions: it is not YAML, or more than anybody would write.
+    """
 
     def invalid(line: int, what: str) -> InvalidDefinitions:
         return InvalidDefinitions([Problem(Place(file, line), what)])
@@ -123,6 +126,7 @@ class Keys:
             self.nodes[key.value], self.lines[key.value] = value, line
 
     def complain(self, key: str | None, text: str) -> None:
+        """Note a problem, in the line of a key, or in the first one."""
         line = self.place.line if key is None else self.lines.get(key, self.place.line)
         self.problems.append(Problem(Place(self.file, line), text))
 
@@ -138,11 +142,13 @@ class Keys:
         return value
 
     def need(self, key: str, check: Callable[[Any], str | None], default: T, what: str) -> Any | T:
+        """As `take`, of a key that has to be there."""
         if key not in self.nodes:
             self.complain(None, f"{what} needs {key!r}")
         return self.take(key, check, default)
 
     def only(self, known: Sequence[str], what: str) -> None:
+        """Note every other key as a problem."""
         for key in self.nodes:
             if key not in known:
                 self.complain(key, f"{what} has no key {printable(key)!r}{near(key, known)}")
@@ -176,6 +182,10 @@ def _flatten(node: yaml.MappingNode) -> int:
 
 
 def construct(file: str, node: yaml.Node) -> Any:
+    """The values of a node.
+
+    :raises InvalidDefinitions: a tag that nobody knows, a date that there is not.
+    """
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)
