@@ -22,7 +22,7 @@ from demo.children import Child
 from demo.database import FOLDER
 from demo.ledger import BATCHES, PUBLISHED
 from demo.verdict import Evidence, Kill
-from penstock import ConfigError
+from penstock import ConfigError, config
 from penstock.brokers import registry
 
 PATIENCE = 15.0  # seconds for anything that should follow by itself
@@ -43,7 +43,8 @@ class Play:
     def __init__(self, console: Console, broker: str | None) -> None:
         self.console = console
         self.broker = broker or f"sqlite:///{quote(str(FOLDER / 'broker.db'))}"
-        if not registry.connect(self.broker).capabilities.durable:
+        registry.connect(self.broker)  # a URL that cannot be is told before anything starts
+        if config.parse_url(self.broker).scheme == "memory":
             raise ConfigError("the demo kills processes: it needs a broker that outlives them")
         os.environ["PENSTOCK_BROKER"] = self.broker  # for the children, and for our own look at the pipeline
         self.children: list[Child] = []
