@@ -198,6 +198,22 @@ async def test_rights_that_are_missing_are_named(tmp_path: Path) -> None:
         await broker.close()
 
 
+async def test_who_may_not_listen_keeps_nobody_else_from_it(tmp_path: Path) -> None:
+    require("redis")
+    users = ["narrow", "on", ">pw", "~*", "&*wake*", "+@all"]
+    with RedisNode(tmp_path / "redis", user=users) as node:
+        system = System(Harness(connect=lambda: RedisBroker(f"redis://narrow:pw@127.0.0.1:{node.port}/0")))
+        broker = await system.connect()
+        queue = await system.declare(broker, "work")
+        with pytest.raises(BrokerRefused, match="does not let this user do that"):
+            await broker.inbox().listen(frozenset({"news"}))
+        subscription = system.consume(broker, queue)
+        receiving = await system.blocked(subscription)
+        sent = await system.publish(broker, messages("work", 1))
+        assert ids(await system.woken(receiving)) == sent
+        await system.close()
+
+
 async def test_the_rights_that_the_documentation_names_are_enough(tmp_path: Path) -> None:
     require("redis")
     rights = "~{penstock* &{penstock* -@all +@read +@write +@pubsub +@scripting +@connection -@dangerous +time"
@@ -310,6 +326,42 @@ def test_what_a_server_says_is_one_line_of_ours(said: str, error: type[BrokerErr
     assert isinstance(translated, error)
     assert "\n" not in str(translated)
     assert "h:1" in str(translated)
+
+
+def test_what_a_script_met_is_what_it_is() -> None:
+    """Redis 6 wraps it."""
+    reply = Reply(
+        "ERR Error running script (call to f_1): @user_script:5: -READONLY You can't write against a replica."
+    )
+    assert reply.code == "READONLY"
+    assert Reply("NOSCRIPT No matching script.").code == "NOSCRIPT"
+
+
+async def test_the_nodes_of_a_cluster_that_are_known_are_tried_in_turn(tmp_path: Path) -> None:
+    require("redis")
+    with RedisNode(tmp_path / "named") as named, RedisNode(tmp_path / "other") as other:
+        broker = RedisBroker(named.url())
+        broker.link._follow(f"MOVED 1 127.0.0.1:{other.port}", await broker.link.line())
+        await broker.declare(Queue("work"))
+        inbox = broker.inbox()
+        await inbox.listen(frozenset({"news"}))
+        named.kill()
+        other.kill()
+        for _ in range(3):
+            with pytest.raises(BrokerUnavailable):
+                await broker.declare(Queue("work"))
+        other.start()
+
+        async def back() -> bool:
+            with contextlib.suppress(BrokerUnavailable):
+                await broker.declare(Queue("work"))
+                await inbox.listen(frozenset({"news"}))
+                return broker.listening.up
+            return False
+
+        await eventually(back)
+        assert broker.link.address.port == other.port
+        await broker.close()
 
 
 # -- TLS

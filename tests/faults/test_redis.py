@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from penstock import App, Message
-from penstock.brokers.base import Queue
+from penstock.brokers.base import Move, Queue
 from penstock.brokers.redis import RedisBroker
-from penstock.errors import BrokerUnavailable, StorageFull
+from penstock.errors import BrokerError, BrokerUnavailable, StorageFull
 from penstock.message import Delivery
+from penstock.redis.line import Line, Word
 from penstock.stores.base import Delete, Put
 from penstock.stores.redis import RedisStore
 from penstock.testing.conformance.harness import Harness, System, acks, ids, message, messages
@@ -144,6 +145,173 @@ async def test_a_server_that_forgot_everything_is_consumed_again(
         await eventually(published, "there is a queue again", 10)
         await eventually(lambda: handled[found[0]], "what came after is handled", 10)
         assert app.consuming
+
+
+async def test_whatever_was_declared_is_declared_again_when_it_is_needed(redis_node: RedisNode, tmp_path: Path) -> None:
+    """Dead letters after FLUSHALL: nobody consumes that queue, so nobody has missed it."""
+    system = System(Harness(connect=lambda: RedisBroker(redis_node.url(tmp_path.name))))
+    broker = await system.connect()
+    assert isinstance(broker, RedisBroker)
+    queue = await system.declare(broker, "work", topics=("a",))
+    await system.declare(broker, "work", topics=("b",))
+    await system.declare(broker, "work")
+    await system.declare(broker, "work.dead", topics=("sad",))
+    subscription = system.consume(broker, queue, lease=LEASE)
+    await system.publish(broker, messages("work", 1))
+    await system.take(subscription)
+    redis_node.ask("FLUSHALL")
+    waiting = asyncio.create_task(subscription.receive(1, 20))
+
+    async def bindings() -> list[tuple[str, ...] | None]:
+        return [info.bindings for info in await system.admin(broker).inspect()]
+
+    async def declared() -> bool:
+        return await bindings() == [("a", "b", "work"), ("sad", "work.dead")]
+
+    await eventually(declared)
+    prefix = broker.prefix
+    redis_node.ask("DEL", f"{prefix}queue:work.dead", f"{prefix}topics:work.dead", f"{prefix}bound:sad")
+    await system.publish(broker, messages("a", 1))
+    [held] = await waiting
+    assert not await subscription.settle([Move(held, "work.dead", message("work", id="moved"))])
+    await eventually(declared)
+    await system.publish(broker, messages("b", 1))
+    [held] = await system.take(subscription)
+    with pytest.raises(BrokerError, match="not declared"):
+        await subscription.settle([Move(held, "unknown", message("work"))])
+    assert not await subscription.settle(acks([held]))
+    await system.close()
+
+
+async def test_a_consumer_can_begin_without_memory(tmp_path: Path) -> None:
+    with RedisNode(tmp_path / "redis", maxmemory="12mb") as node:
+        system = System(Harness(connect=lambda: RedisBroker(node.url())))
+        broker = await system.connect()
+        await system.declare(broker, "work")
+        confirmed: list[str] = []
+        for size in (50_000, 10):
+            while await broker.publish([one := message("work", b'"' + bytes(size) + b'"')]) == [None]:
+                confirmed.append(one.id)
+        await system.close()
+        another = await system.connect()
+        await system.declare(another, "work")
+        await system.declare(another, "fresh")
+        assert isinstance((await another.publish(messages("fresh", 1)))[0], StorageFull)
+        assert await system.admin(another).purge("fresh") == 0
+        app = App(node.url(), prefetch=PREFETCH, lease=LEASE)
+        handled: set[str] = set()
+
+        @app.route("work")
+        async def work(message: Message) -> None:
+            handled.add(message.id)
+
+        async with app:
+            await eventually(lambda: len(handled) == len(confirmed), "all is handled")
+        assert handled == set(confirmed)
+        await system.close()
+
+
+async def test_who_connects_first_after_an_outage_connects_everybody(
+    redis_node: RedisNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that reconnects by itself is still in its pause: nobody may stay deaf, now or after it."""
+    monkeypatch.setattr("penstock.redis.listening.backoff_delay", lambda *_: 3600.0)
+    system = System(Harness(connect=lambda: RedisBroker(redis_node.url(tmp_path.name))))
+    broker = await system.connect()
+    assert isinstance(broker, RedisBroker)
+    queue = await system.declare(broker, "work")
+    ears, other = broker.inbox(), broker.inbox()
+    await ears.listen(frozenset({"news"}))
+    subscription = system.consume(broker, queue)
+    assert await system.silent(subscription)
+    redis_node.kill()
+    await eventually(lambda: not broker.listening.up)
+    redis_node.start()
+    waiting = asyncio.create_task(subscription.receive(1, 20))
+
+    async def listens() -> bool:
+        try:
+            await other.listen(frozenset({"else"}))
+        except BrokerUnavailable:
+            return False
+        return True
+
+    await eventually(listens)
+    await broker.broadcast(message("news"))
+    assert len(await ears.receive(5)) == 1
+    await system.publish(broker, messages("work", 1))
+    async with asyncio.timeout(5):
+        assert len(await waiting) == 1
+    assert subscription.consuming
+    await system.close()
+
+
+async def test_a_server_that_falls_silent_while_it_is_listened_to_again_is_noticed(
+    redis_node: RedisNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System(Harness(connect=lambda: RedisBroker(redis_node.url(tmp_path.name, timeout=0.5))))
+    broker = await system.connect()
+    assert isinstance(broker, RedisBroker)
+    ears = broker.inbox()
+    await ears.listen(frozenset({"news"}))
+    say = Line.say
+    lost: list[tuple[Word, ...]] = []
+
+    def lossy(line: Line, *words: Word) -> None:
+        if words[0] == "SUBSCRIBE" and not lost:
+            lost.append(words)
+        else:
+            say(line, *words)
+
+    monkeypatch.setattr(Line, "say", lossy)
+    assert broker.listening._line is not None
+    broker.listening._line.abort("is cut")
+    await eventually(lambda: lost)
+    assert not broker.listening.up
+    await eventually(lambda: broker.listening.up)
+    await broker.broadcast(message("news"))
+    assert len(await ears.receive(5)) == 1
+    await system.close()
+
+
+async def test_a_heartbeat_waits_for_no_longer_than_the_lease_allows(redis_node: RedisNode, tmp_path: Path) -> None:
+    """One line is dead, others would do; a connection is given so much time that the lease would be over."""
+    system = System(Harness(connect=lambda: RedisBroker(redis_node.url(tmp_path.name, timeout=60))))
+    broker = await system.connect()
+    assert isinstance(broker, RedisBroker)
+    queue = await system.declare(broker, "work")
+    await system.publish(broker, messages("work", 1))
+    lost: list[Delivery] = []
+    subscription = system.consume(broker, queue, lease=6, on_lost=lost.extend)
+    held = await system.take(subscription)
+    line, generation = await broker.link.line(), broker.link.generation
+    assert line._transport is not None
+    line._transport.pause_reading()
+    await eventually(lambda: broker.link.generation > generation, "there is another line", 10)
+    assert not await subscription.settle(acks(held))
+    assert not lost
+    await system.close()
+
+
+async def test_nothing_is_left_of_what_was_closed_while_the_server_was_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.brokers.redis.subscription.LEAVE_WITHIN", 0.2)
+    with RedisNode(tmp_path / "redis") as node:
+        broker = RedisBroker(node.url())
+        await broker.declare(Queue("work"))
+        before = asyncio.all_tasks()
+        subscription = broker.subscribe([Queue("work")], prefetch=1, lease=30, on_lost=lambda lost: None)
+        node.pause()
+        receiving = asyncio.create_task(subscription.receive(1, 30))
+        await eventually(lambda: broker.listening._connecting is not None)
+        await broker.close()
+        async with asyncio.timeout(5):
+            assert await receiving == []
+        node.resume()
+        await eventually(lambda: asyncio.all_tasks() <= before)
+        await eventually(lambda: "name=penstock" not in node.ask("CLIENT", "LIST"))
+        assert not broker.listening._listeners
 
 
 async def test_without_memory_nothing_is_taken_and_what_there_is_goes_on(tmp_path: Path) -> None:

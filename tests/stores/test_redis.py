@@ -16,6 +16,7 @@ from penstock.redis.link import Link
 from penstock.stores import registry
 from penstock.stores.base import Put, StoreCapabilities
 from penstock.stores.redis import RedisStore
+from penstock.testing.conformance.harness import message
 from penstock.testing.faults import Proxy, RedisNode
 from penstock.testing.stores import StoreConformance, StoreHarness
 from tests.helpers import eventually
@@ -38,8 +39,13 @@ def node(tmp_path: Path) -> Iterator[RedisNode]:
 @pytest.mark.blocks
 @pytest.mark.parametrize(
     ("settings", "durable"),
-    [({}, True), ({"appendfsync": "everysec"}, False), ({"appendonly": "no"}, False)],
-    ids=["always", "everysec", "no file"],
+    [
+        ({}, True),
+        ({"no_appendfsync_on_rewrite": "yes"}, False),
+        ({"appendfsync": "everysec"}, False),
+        ({"appendonly": "no"}, False),
+    ],
+    ids=["always", "not always", "everysec", "no file"],
 )
 async def test_it_is_as_durable_as_the_server_says(tmp_path: Path, settings: dict[str, Any], durable: bool) -> None:
     require("redis")
@@ -102,6 +108,72 @@ async def test_a_watch_says_that_it_may_have_missed_something_and_hears_again(no
 
 
 @pytest.mark.blocks
+async def test_who_follows_first_after_an_outage_connects_every_watch(
+    node: RedisNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.redis.listening.backoff_delay", lambda *_: 3600.0)
+    store = RedisStore(node.url())
+    first, second, third = store.watch(), store.watch(), store.watch()
+    await first.follow(["a"])
+    await second.follow(["b"])
+    node.kill()
+    with pytest.raises(BrokerUnavailable, match="unheard"):
+        await first.receive(10)
+    node.start()
+
+    async def follows() -> bool:
+        try:
+            await third.follow(["c"])
+        except BrokerUnavailable:
+            return False
+        return True
+
+    await eventually(follows)
+    with pytest.raises(BrokerUnavailable, match="unheard"):
+        await first.receive(10)  # it is back: what was said meanwhile went unheard
+    await store.apply([Put("a", b"", tell=True), Put("c", b"", tell=True)])
+    assert await first.receive(5) == {"a"}
+    assert await third.receive(5) == {"c"}
+    await store.close()
+
+
+@pytest.mark.blocks
+async def test_nothing_is_left_of_what_was_closed_while_it_connected(node: RedisNode) -> None:
+    before = asyncio.all_tasks()
+    for turns in range(25):
+        store, broker = RedisStore(node.url()), RedisBroker(node.url())
+        starting = [
+            asyncio.create_task(store.watch().follow(["a"])),
+            asyncio.create_task(store.apply([Put("a", b"")])),
+            asyncio.create_task(broker.inbox().listen(frozenset({"a"}))),
+            asyncio.create_task(broker.inbox().request(message("nowhere"), lambda error: None)),
+        ]
+        for _ in range(turns):
+            await asyncio.sleep(0.0002)
+        await store.close()
+        await broker.close()
+        for outcome in await asyncio.gather(*starting, return_exceptions=True):
+            assert not isinstance(outcome, Exception) or isinstance(outcome, BrokerUnavailable)
+        await eventually(lambda: asyncio.all_tasks() <= before)
+    await eventually(lambda: "name=penstock" not in node.ask("CLIENT", "LIST"))
+
+
+@pytest.mark.blocks
+def test_it_may_be_opened_again_in_another_event_loop(node: RedisNode) -> None:
+    store, broker = RedisStore(node.url()), RedisBroker(node.url())
+
+    async def use() -> None:
+        await asyncio.gather(*(store.watch().follow([key]) for key in "abc"))
+        await asyncio.gather(*(broker.inbox().listen(frozenset({topic})) for topic in "abc"))
+        assert await store.get(["a"]) == [None]
+        await store.close()
+        await broker.close()
+
+    for _ in range(2):
+        asyncio.run(use())
+
+
+@pytest.mark.blocks
 async def test_what_has_expired_is_removed_while_others_are_written(node: RedisNode) -> None:
     store = RedisStore(node.url())
     await store.apply([Put(f"k{number}", b"v", ttl=0.05) for number in range(250)])
@@ -131,6 +203,9 @@ async def test_many_who_change_at_once_share_a_round_trip(redis_url: str, monkey
     versions = [version for [version] in outcomes]
     assert len(set(versions)) == 300
     assert asked == 1
+    monkeypatch.setattr("penstock.stores.redis.store.MAX_CHANGES", 100)
+    assert None not in await store.apply([Put(f"k{number}", b"") for number in range(250)])
+    assert asked == 4, "no script makes more changes than that"
     await store.close()
 
 

@@ -19,7 +19,7 @@ class Keeping(NamedTuple):
     journal: bool | None = None
     """Whether it writes an append-only file."""
     synced: bool | None = None
-    """Whether each change is on the disk before it is confirmed."""
+    """Whether each change is on the disk before it is confirmed, also while the file is written anew."""
 
     @property
     def durable(self) -> bool:
@@ -56,12 +56,15 @@ async def survey(link: Link) -> Keeping:
 
 async def _synced(link: Link) -> bool | None:
     try:
-        said = await link.call("CONFIG", "GET", "appendfsync")
+        said = await link.call("CONFIG", "GET", "*appendfsync*")
     except BrokerUnavailable:
         raise
     except BrokerError:
         return None
-    return bool(said[1] == b"always") if len(said) == 2 else None
+    told = dict(zip(said[::2], said[1::2], strict=True))
+    if b"appendfsync" not in told:
+        return None
+    return bool(told[b"appendfsync"] == b"always" and told.get(b"no-appendfsync-on-rewrite") != b"yes")
 
 
 def _fields(info: bytes) -> dict[str, str]:

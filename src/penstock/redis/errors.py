@@ -10,11 +10,15 @@ class Reply(Exception):
 
     @property
     def code(self) -> str:
-        """Its first word: ERR, OOM, NOPERM, …"""
-        return str(self).partition(" ")[0]
+        """What it is: ERR, OOM, NOPERM, …; also where a script met it."""
+        return _code(str(self))
 
 
-class NoRoom(BrokerUnavailable):
+class NotNow(BrokerUnavailable):
+    """The server says that it cannot do it now: nothing was done."""
+
+
+class NoRoom(NotNow):
     """The server has no memory, or no disk, to write to."""
 
 
@@ -58,11 +62,11 @@ _SAID = {
 def translate(reply: Reply, where: str) -> BrokerError:
     """The error to raise for what `where` answered."""
     said = " ".join(str(reply).split())
-    code = _code(said)
+    code = reply.code
     if code in _FULL:
         return NoRoom(f"Redis at {where} {_FULL[code]} ({said})")
     if code in _UNAVAILABLE:
-        return BrokerUnavailable(f"Redis at {where} {_UNAVAILABLE[code]} ({said})")
+        return NotNow(f"Redis at {where} {_UNAVAILABLE[code]} ({said})")
     if code in _REFUSED:
         return BrokerRefused(f"Redis at {where} {_REFUSED[code]} ({said})")
     if "max number of clients" in said:

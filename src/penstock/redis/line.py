@@ -78,6 +78,12 @@ class Line(asyncio.Protocol):
     def up(self) -> bool:
         return not self.ended.done()
 
+    @property
+    def silent(self) -> float:
+        """Seconds for which the server has owed us an answer and neither said nor taken anything."""
+        self._notice_sending()
+        return self._loop.time() - self._last if self.up and self._waiting else 0.0
+
     async def call(self, *command: Word) -> Any:
         """The answer to one command. Cancelling does not take it back.
 
@@ -170,19 +176,25 @@ class Line(asyncio.Protocol):
     def _flush(self) -> None:
         out, self._out = self._out, []
         if out and self._transport is not None and not self._transport.is_closing():
+            self._notice_sending()
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self._unsent = self._transport.get_write_buffer_size()
 
     def _look(self) -> None:
         """Whether the server still answers."""
         self._watch = None
         if not self._waiting:
             return
-        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        if unsent < self._unsent:
-            self._last = self._loop.time()  # it takes what we send, slowly
-        self._unsent = unsent
+        self._notice_sending()
         left = self._last + self._timeout - self._loop.time()
         if left <= 0:
             self.abort(f"has not answered for {self._timeout:g} s")
         else:
             self._watch = self._loop.call_later(left, self._look)
+
+    def _notice_sending(self) -> None:
+        """What the server takes, slowly, is a sign of life."""
+        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent < self._unsent:
+            self._last = self._loop.time()
+        self._unsent = unsent

@@ -16,6 +16,7 @@ from penstock.redis.line import Line, Word, connect
 OLDEST = (6, 2)
 _DEFAULT_USER = "default"
 _MOST_MOVES = 5  # redirections that one command follows
+_MOST_NODES = 16  # of a cluster, that are remembered
 
 
 class Script:
@@ -33,9 +34,13 @@ class Link:
     def __init__(self, address: Address) -> None:
         self.address = address
         """Where our keys are: in a cluster it may be another node than the one that was named."""
-        self._named = address
+        self.generation = 0
+        """Grows with each connection: what the server was told on an earlier one it may have forgotten."""
+        self._nodes = [address]
+        """The one that was named, and those where our keys have been."""
         self._line: Line | None = None
         self._connecting: asyncio.Task[Line] | None = None
+        self._closings = 0
 
     @property
     def up(self) -> bool:
@@ -65,14 +70,20 @@ class Link:
 
     async def run(self, script: Script, key: str, *arguments: Word) -> Any:
         """:raises BrokerError: what the server says, in our words; `BrokerUnavailable`: it may have been done."""
+        closings = self._closings
         try:
             return await self._carry_out(("EVALSHA", script.sha, 1, key, *arguments), "NOSCRIPT")
         except Reply:  # another server, or one that was restarted
+            if self._closings != closings:
+                raise BrokerUnavailable("the connection is closed") from None
             return await self._carry_out(("EVAL", script.text, 1, key, *arguments))
 
     async def _carry_out(self, command: tuple[Word, ...], expected: str = "") -> Any:
         """:raises Reply: an error of the code `expected`."""
+        closings = self._closings
         for _ in range(_MOST_MOVES):
+            if self._closings != closings:
+                raise BrokerUnavailable("the connection is closed")
             line = self._line
             if line is None or not line.up:
                 line = await self.line()
@@ -92,28 +103,46 @@ class Link:
         raise refusal
 
     def close(self) -> None:
-        """Idempotent; it may be used again."""
+        """Idempotent; it may be used again, but not by calls that are under way."""
+        self._closings += 1
         if self._connecting is not None:
             self._connecting.cancel()
+            self._connecting = None
         line, self._line = self._line, None
         if line is not None:
             line.close()
 
+    def shun(self, address: Address) -> None:
+        """A node that did not serve us: try another one that we know next."""
+        if self.address == address:
+            self.address = self._nodes[(self._nodes.index(address) + 1) % len(self._nodes)]
+
+    def doubt(self, seconds: float) -> None:
+        """Give the connection up if the server has been silent for so long, with something to answer."""
+        if self._line is not None and self._line.silent >= seconds:
+            self._line.abort(f"has not answered for {seconds:g} s")
+
     def _connected(self, connecting: asyncio.Task[Line]) -> None:
-        self._connecting = None
-        if not connecting.cancelled() and connecting.exception() is None:
-            self._line = connecting.result()
+        line = None if connecting.cancelled() or connecting.exception() else connecting.result()
+        if self._connecting is connecting:
+            self._connecting = None
+            if line is not None:
+                self._line = line
+                self.generation += 1
+        elif line is not None:
+            line.close()  # it was closed while it connected
 
     async def _connect(self) -> Line:
+        address = self.address
         try:
-            line = await connect(self.address)
+            line = await connect(address)
+            try:
+                await greet(line, address)
+            except BaseException:
+                line.close()
+                raise
         except BrokerUnavailable:
-            self.address = self._named
-            raise
-        try:
-            await greet(line, self.address)
-        except BaseException:
-            line.close()
+            self.shun(address)
             raise
         return line
 
@@ -121,6 +150,8 @@ class Link:
         """In a cluster: our keys are on another node."""
         host, _, port = moved.split()[2].rpartition(":")
         self.address = msgspec.structs.replace(self.address, host=host or self.address.host, port=int(port))
+        if self.address not in self._nodes:
+            self._nodes = [self._nodes[0], *self._nodes[1:][2 - _MOST_NODES :], self.address]
         line.abort("has handed its keys to another node")
 
 
@@ -154,5 +185,6 @@ def _check(said: dict[str, Any], where: str) -> None:
     version = said.get("version", b"").decode()
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
         raise BrokerRefused(f"Redis at {where} is too old: {version}, and 6.2 or newer is needed")
-    if said.get("role") not in (b"master", b"primary"):
+    # In a cluster a replica says where the primary of our keys is.
+    if said.get("mode") != b"cluster" and said.get("role") not in (b"master", b"primary"):
         raise BrokerUnavailable(f"Redis at {where} is a read-only replica: give the address of its primary")

@@ -53,8 +53,7 @@ class RedisAdmin:
         assert isinstance(found, list)
         page = []
         for _, id, fields in found[:limit]:
-            more = dict(zip(fields[4::2], fields[5::2], strict=True))
-            page.append(wire.to_delivery(queue, fields[1], fields[3], int(more.get(b"r", 0)), id))
+            page += wire.browsed(queue, fields, id)
         if len(found) <= limit:
             return page, None
         last_rank, last, _ = found[limit - 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -21,7 +22,11 @@ from penstock.redis.line import Word
 from penstock.redis.link import Link, Script
 from penstock.redis.listening import Listening
 
+log = logging.getLogger("penstock.redis")
+
 ROOM = "penstock"
+MAX_WORDS = 2**20
+"""Of one command; Redis 6.2 takes no more."""
 MAX_BATCH = 512 * 2**20
 """Bytes in one script; the server breaks off a connection at 1 GiB."""
 
@@ -54,7 +59,7 @@ class RedisBroker:
         self.link = Link(self.address)
         self.listening = Listening(self.link)
         self._declared: dict[str, Queue] = {}
-        self._subscriptions: list[RedisSubscription] = []
+        self._subscriptions: set[RedisSubscription] = set()
         self._inboxes: set[RedisInbox] = set()
 
     @property
@@ -71,7 +76,7 @@ class RedisBroker:
 
     async def close(self) -> None:
         # All at once: what one releases must not go to the next.
-        await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
+        await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
         self._subscriptions.clear()
         await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
         self._inboxes.clear()
@@ -84,16 +89,23 @@ class RedisBroker:
         said = await self.run(lua.DECLARE, queue.name, int(queue.ordered), queue.lane_of or "", limit, *topics)
         if said:
             raise QueueMismatch(f"queue {queue.name!r} exists with ordered={said == b'1'}")
+        known = self._declared.get(queue.name)
+        if known is not None:
+            queue = msgspec.structs.replace(known, topics=tuple(dict.fromkeys((*known.topics, *queue.topics))))
         self._declared[queue.name] = queue
 
-    async def declare_again(self, name: str) -> bool:
-        """Make a queue that was declared here and is gone, in a database that was emptied; whether it was."""
-        queue = self._declared.get(name)
-        if queue is None:
+    async def declare_again(self, name: str | None = None) -> bool:
+        """Make all queues again that were declared here, in a database that may have been emptied; whether `name`
+        is one of them."""
+        if name is not None and name not in self._declared:
             return False
-        if queue.lane_of is not None and queue.lane_of in self._declared:
-            await self.declare(self._declared[queue.lane_of])
-        await self.declare(queue)
+        for queue in sorted(self._declared.values(), key=lambda queue: queue.lane_of is not None):
+            try:
+                await self.declare(queue)
+            except QueueMismatch as error:
+                if queue.name == name:
+                    raise
+                log.warning("%s", error)
         return True
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
@@ -102,11 +114,13 @@ class RedisBroker:
         arguments: list[Word] = []
         for message in messages:
             arguments += wire.stored(message)
-        if sum(len(message.body) for message in messages) > MAX_BATCH:
+        words = wire.packed(arguments, MAX_WORDS - 10)
+        longest = len(words[0]) if len(words) == 1 else 0  # type: ignore[arg-type]
+        if max(longest, sum(len(message.body) for message in messages)) > MAX_BATCH:
             too_much = PublishError(f"a batch of over {MAX_BATCH >> 20} MiB: publish it in parts")
             return [too_much] * len(messages)
         try:
-            refused = await self.run(lua.PUBLISH, *arguments)
+            refused = await self.run(lua.PUBLISH, *words)
         except NoRoom as error:
             return [StorageFull(str(error))] * len(messages)
         outcomes: list[PublishError | None] = [None] * len(messages)
@@ -134,6 +148,7 @@ class RedisBroker:
     def subscribe(
         self, queues: Sequence[Queue], *, prefetch: int, lease: float, on_lost: OnLost, ahead: bool = True
     ) -> RedisSubscription:
-        subscription = RedisSubscription(self, [queue.name for queue in queues], prefetch, lease, on_lost)
-        self._subscriptions.append(subscription)
+        names = [queue.name for queue in queues]
+        subscription = RedisSubscription(self, names, prefetch, lease, on_lost, self._subscriptions.discard)
+        self._subscriptions.add(subscription)
         return subscription

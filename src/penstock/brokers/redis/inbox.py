@@ -13,8 +13,9 @@ import msgspec
 
 from penstock.brokers.base import INBOX_SIZE, OnRefused
 from penstock.brokers.redis import wire
-from penstock.errors import BrokerUnavailable
+from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery, Outgoing
+from penstock.redis.errors import NotNow
 from penstock.waiting import Bell
 
 if TYPE_CHECKING:
@@ -70,8 +71,17 @@ class RedisInbox:
         if not (self._awaits_replies and self._listening.up):
             await self._listening.subscribe([self._own], self)
             self._awaits_replies = True
+        await self._broker.link.line()
+        if self._closed:
+            raise BrokerUnavailable("the inbox is closed")
         asking = msgspec.structs.replace(message, reply_to=self.address)
-        refusal = (await self._broker.publish([asking]))[0]
+        refusal: BrokerError | None
+        try:
+            refusal = (await self._broker.publish([asking]))[0]
+        except NotNow:
+            raise
+        except BrokerUnavailable as error:  # it may have been sent
+            refusal = error
         if refusal is not None and not self._closed:
             refused(refusal)
 

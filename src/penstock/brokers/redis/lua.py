@@ -7,6 +7,7 @@ from penstock.redis.link import Script
 
 DECLARE = Script(
     HEAD,
+    ALWAYS,
     """
 -- name, ordered, lane of, max length, topics …; answers how it is ordered if that is otherwise
 local Q, ordered = ARGV[2], ARGV[3]
@@ -34,7 +35,9 @@ PUBLISH = Script(
     SWEEP,
     LENGTH,
     """
--- topic, rank, delay, expires at, key, meta, body …; answers {index, full queue or '', its limit} for each refused
+-- topic, rank, delay, expires at, key, meta, body …, or all of it packed; answers {index, full queue or '', its limit}
+-- for each refused
+local ARGV = #ARGV == 2 and cmsgpack.unpack(ARGV[2]) or ARGV
 local T = clock()
 local bound, room, woken, refused = {}, {}, {}, {}
 for i = 2, #ARGV, 7 do
@@ -127,12 +130,14 @@ CLAIM = Script(
     ADD,
     SWEEP,
     """
--- consumer, how many, how many bytes, queues …; answers nothing if it was given up for dead, else
+-- consumer, its last recall, how many, how many bytes, queues …; answers nothing if it was given up for dead, else
 -- {seconds until a delay ends or '', {number of the queue, rank, entries} …}
-local consumer, left, bytes = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local consumer, left, bytes = ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
 if not call('ZSCORE', P .. 'alive', consumer) then return false end
 local T = clock()
 local found = {''}
+local budget = 1000  -- of what has expired, so that others are served in between
+if tonumber(call('HGET', P .. 'recalled', consumer) or 0) > tonumber(ARGV[3]) then return found end  -- nobody hears it
 local function read(key, count)
   local got = redis.pcall('XREADGROUP', 'GROUP', G, consumer, 'COUNT', count, 'STREAMS', key, '>')
   if got and got.err then
@@ -142,15 +147,15 @@ local function read(key, count)
   end
   return got and got[1][2] or {}
 end
-for i = 5, #ARGV do
-  if left <= 0 or bytes <= 0 then break end
+for i = 6, #ARGV do
+  if left <= 0 or bytes <= 0 or budget <= 0 then break end
   local Q = ARGV[i]
   sweep(Q, T)
   if not call('HGET', P .. 'queue:' .. Q, 'paused') then
     for _, rank in ipairs(call('ZREVRANGE', P .. 'ready:' .. Q, 0, -1)) do
       local key = P .. 'stream:' .. rank .. ':' .. Q
       local step = 16
-      while left > 0 and bytes > 0 do
+      while left > 0 and bytes > 0 and budget > 0 do
         local asked = math.min(step, left)
         local entries, failure = read(key, asked)
         if failure then return failure end
@@ -180,26 +185,28 @@ for i = 5, #ARGV do
             call('XDEL', key, entries[n][1])
             expired(Q)
             gone(Q, fields, T)
+            budget = budget - 1
           else
             if kept ~= entries then kept[#kept + 1] = entries[n] end
-            bytes = bytes - #fields[4]
+            bytes = bytes - #(fields[4] or '')
           end
         end
         if #kept > 0 then
           left = left - #kept
-          found[#found + 1] = {i - 5, rank, kept}
+          found[#found + 1] = {i - 6, rank, kept}
         end
         if dry then break end
         step = step * 2
       end
-      if left <= 0 or bytes <= 0 then break end
+      if left <= 0 or bytes <= 0 or budget <= 0 then break end
     end
   end
 end
 if #found == 1 then
-  local soonest
-  for i = 5, #ARGV do
+  local soonest = budget <= 0 and T or nil
+  for i = 6, #ARGV do
     local Q = ARGV[i]
+    if (queue(Q) or {}).ordered then heal(queue(Q).base, 10, T) end
     call('HSET', P .. 'idle', Q, 1)
     if not call('HGET', P .. 'queue:' .. Q, 'paused') then
       local times = {call('ZRANGE', P .. 'later:' .. Q, 0, 0, 'WITHSCORES')}
@@ -219,15 +226,31 @@ return found
 
 RECALL = Script(
     HEAD,
+    ALWAYS,
     """
--- consumer, queues …; all that it holds, as CLAIM answers it
-if not call('ZSCORE', P .. 'alive', ARGV[2]) then return false end
-local found = {''}
-for i = 3, #ARGV do
+-- consumer, its number of recalls, how many queues, queues …, what it knows that it holds, as "id rank:queue" …; all
+-- else that it holds, as CLAIM answers it. A claim that was made before and is still on its way finds nothing any more.
+local consumer, last = ARGV[2], 4 + ARGV[4]
+if not call('ZSCORE', P .. 'alive', consumer) then return false end
+if tonumber(call('HGET', P .. 'recalled', consumer) or 0) < tonumber(ARGV[3]) then
+  call('HSET', P .. 'recalled', consumer, ARGV[3])
+end
+local known, found = {}, {''}
+for i = last + 1, #ARGV do known[ARGV[i]] = true end
+for i = 5, last do
   for _, rank in ipairs(call('SMEMBERS', P .. 'streams:' .. ARGV[i])) do
-    local key = P .. 'stream:' .. rank .. ':' .. ARGV[i]
-    local got = redis.pcall('XREADGROUP', 'GROUP', G, ARGV[2], 'STREAMS', key, '0')
-    if got and got[1] then found[#found + 1] = {i - 3, rank, got[1][2]} end
+    local key, entries = P .. 'stream:' .. rank .. ':' .. ARGV[i], {}
+    local held = redis.pcall('XPENDING', key, G, '-', '+', 500, consumer)
+    while #held > 0 do
+      for _, one in ipairs(held) do
+        if not known[one[1] .. ' ' .. rank .. ':' .. ARGV[i]] then
+          local there = call('XRANGE', key, one[1], one[1])[1]
+          entries[#entries + 1] = {one[1], there and there[2] or false}
+        end
+      end
+      held = call('XPENDING', key, G, '(' .. held[#held][1], '+', 500, consumer)
+    end
+    if #entries > 0 then found[#found + 1] = {i - 5, rank, entries} end
   end
 end
 return found

@@ -28,8 +28,9 @@ for i = 2, #ARGV do
         local first = call('XRANGE', key, '(' .. groups[1][8], '+', 'COUNT', 1)[1]
         if first then
           local meta = first[2][2]
-          local at = cjson.decode(meta)[5]
-          if oldest == '' or at < cjson.decode(oldest)[5] then oldest = meta end
+          local fine, said = pcall(cjson.decode, meta)
+          fine = fine and type(said) == 'table' and tonumber(said[5])
+          if fine and (oldest == '' or said[5] < cjson.decode(oldest)[5]) then oldest = meta end
         end
       end
     end
@@ -79,6 +80,7 @@ return found
 
 PURGE = Script(
     HEAD,
+    ALWAYS,
     QUEUES,
     ADD,
     """
@@ -112,6 +114,7 @@ if #behind < left then
   end
 end
 for _, fields in ipairs(freed) do gone(Q, fields, T) end
+if count < left and queue(Q).ordered then heal(queue(Q).base, 1000, T) end
 call('HINCRBY', P .. 'queue:' .. Q, 'discarded', count)
 return count
 """,

@@ -9,10 +9,13 @@ All keys of a namespace begin with its prefix P, a hash tag, so that they are on
     parked:Q            hash: what waits outside the streams, by number: delayed, or behind another of its key
     later:Q             zset: its numbers, by the time they are due (inf: not before the one in front is done)
     expiring:Q          zset: what expires if nobody takes it, "R:id" or "p:number"
-    busy:B              hash: keys of which something is on its way, for the ordered queue B and its lanes
+    busy:B              hash: keys of which something is on its way, for the ordered queue B and its lanes, and where
+                        that is, "R:id:Q" or "p:number:Q"
     line:B:K            list: what waits behind it
     alive               zset: consumers by the time they count as dead     consumers   hash: what each one consumes
     consumers:Q         set: consumers of a queue      idle        hash: queues at which somebody waits
+    recalled            hash: consumers that compared what they hold, to how often
+    spared              hash: consumers that were not taken for dead once
 
 A rank is twice the priority, and one more for what was given back: it goes before what is still new.
 """
@@ -58,6 +61,10 @@ end
 
 ADD = """
 local ready = {}
+local function hold(Q, key, place)
+  local known = queue(Q)
+  if known then call('HSET', P .. 'busy:' .. known.base, key, place .. ':' .. Q) end
+end
 local function add(Q, rank, fields)
   local key = P .. 'stream:' .. rank .. ':' .. Q
   if not ready[key] then
@@ -68,8 +75,11 @@ local function add(Q, rank, fields)
     call('ZADD', P .. 'ready:' .. Q, rank, rank)
   end
   local id = call('XADD', key, '*', unpack(fields))
-  local expires = #fields > 4 and field(fields, 'x')
-  if expires then call('ZADD', P .. 'expiring:' .. Q, expires, rank .. ':' .. id) end
+  if #fields > 4 then
+    local expires, key = field(fields, 'x'), field(fields, 'k')
+    if expires then call('ZADD', P .. 'expiring:' .. Q, expires, rank .. ':' .. id) end
+    if key then hold(Q, key, rank .. ':' .. id) end
+  end
 end
 local function park(Q, rank, fields, due, behind)
   local number = string.format('%016d', call('INCR', P .. 'parkings'))
@@ -77,6 +87,8 @@ local function park(Q, rank, fields, due, behind)
   call('ZADD', P .. 'later:' .. Q, behind and 'inf' or due, number)
   local expires = field(fields, 'x')
   if expires then call('ZADD', P .. 'expiring:' .. Q, expires, 'p:' .. number) end
+  local key = not behind and field(fields, 'k')
+  if key then hold(Q, key, 'p:' .. number) end
   return number
 end
 local function unpark(Q, number)
@@ -87,18 +99,6 @@ local function unpark(Q, number)
   call('ZREM', P .. 'expiring:' .. Q, 'p:' .. number)
   local said = cmsgpack.unpack(packed)
   return said[1], said[2], said[3]
-end
--- Into a queue, where something of its key may have to be waited for. `stays`: it had its turn already.
-local function enter(Q, rank, fields, due, stays)
-  local key = field(fields, 'k')
-  if key and not stays then
-    local base = queue(Q).base
-    if call('HSETNX', P .. 'busy:' .. base, key, Q) == 0 then
-      call('RPUSH', P .. 'line:' .. #base .. ':' .. base .. ':' .. key, park(Q, rank, fields, due, true) .. Q)
-      return
-    end
-  end
-  if due then park(Q, rank, fields, due) else add(Q, rank, fields) end
 end
 local function expired(Q) call('HINCRBY', P .. 'queue:' .. Q, 'expired', 1) end
 -- The one in front is done: the next of its key may go.
@@ -127,6 +127,34 @@ end
 local function gone(Q, fields, T)
   local key = field(fields, 'k')
   if key then advance(queue(Q).base, key, T) end
+end
+-- Whether what holds a key has vanished: somebody deleted a stream, say.
+local function vanished(held)
+  local rank, id, Q = held:match('^(%w+):([%d-]+):(.*)$')
+  if not rank then return false end
+  if rank == 'p' then return call('HEXISTS', P .. 'parked:' .. Q, id) == 0 end
+  return #call('XRANGE', P .. 'stream:' .. rank .. ':' .. Q, id, id) == 0
+end
+-- Let go on what waits behind something that has vanished, of some keys.
+local function heal(base, some, T)
+  local busy = call('HRANDFIELD', P .. 'busy:' .. base, some, 'WITHVALUES')
+  for n = 1, #busy, 2 do
+    if vanished(busy[n + 1]) then advance(base, busy[n], T) end
+  end
+end
+-- Into a queue, where something of its key may have to be waited for. `stays`: it had its turn already.
+local function enter(Q, rank, fields, due, stays)
+  local key = field(fields, 'k')
+  if key and not stays then
+    local base = queue(Q).base
+    local held = call('HGET', P .. 'busy:' .. base, key)
+    if held then
+      call('RPUSH', P .. 'line:' .. #base .. ':' .. base .. ':' .. key, park(Q, rank, fields, due, true) .. Q)
+      if vanished(held) then advance(base, key, clock()) end
+      return
+    end
+  end
+  if due then park(Q, rank, fields, due) else add(Q, rank, fields) end
 end
 """
 
@@ -174,10 +202,7 @@ CONSUMERS = """
 -- Give back what a consumer holds, and forget it.
 local function leave(consumer, dead, T)
   local said = call('HGET', P .. 'consumers', consumer)
-  call('ZREM', P .. 'alive', consumer)
-  call('HDEL', P .. 'consumers', consumer)
-  if not said then return end
-  local names = cmsgpack.unpack(said)
+  local names = said and cmsgpack.unpack(said) or {}
   for i = 2, #names do
     local Q = names[i]
     call('SREM', P .. 'consumers:' .. Q, consumer)
@@ -188,11 +213,9 @@ local function leave(consumer, dead, T)
       while #held > 0 do
         for _, one in ipairs(held) do
           local found = call('XRANGE', key, one[1], one[1])
-          call('XACK', key, G, one[1])
-          call('XDEL', key, one[1])
           if found[1] then
             local fields = found[1][2]
-            if dead then
+            if dead and fields[3] == 'b' then
               -- Counted; and what was taken in time expires no more.
               local kept = {fields[1], fields[2], fields[3], fields[4], 'r', (field(fields, 'r') or 0) + 1}
               local mine = field(fields, 'k')
@@ -201,6 +224,8 @@ local function leave(consumer, dead, T)
             end
             add(Q, back, fields)
           end
+          call('XACK', key, G, one[1])
+          call('XDEL', key, one[1])
         end
         held = call('XPENDING', key, G, '-', '+', 500, consumer)
       end
@@ -208,6 +233,8 @@ local function leave(consumer, dead, T)
     end
     wake(Q)
   end
+  for _, all in ipairs({'consumers', 'recalled', 'spared'}) do call('HDEL', P .. all, consumer) end
+  call('ZREM', P .. 'alive', consumer)
 end
 -- Take over from those who have been silent for their lease; seconds until the next one will have been.
 local function bury(T)
@@ -219,8 +246,8 @@ local function bury(T)
     if T - last > lease * 2 / 3 and call('HSETNX', P .. 'spared', consumer, T) == 1 then
       call('ZADD', P .. 'alive', T + lease, consumer)  -- nobody was heard: the server itself may have been away
     else
-      call('HDEL', P .. 'spared', consumer)
-      leave(consumer, true, T)
+      -- What cannot be done, for somebody else's data under our keys say, must not keep the others from beating.
+      if not pcall(leave, consumer, true, T) then call('ZADD', P .. 'alive', T + math.max(lease, 1), consumer) end
     end
   end
   local first = call('ZRANGE', P .. 'alive', 0, 0, 'WITHSCORES')

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from penstock.brokers.base import Ack, Move, OnLost, Settlement
 from penstock.brokers.redis import lua, wire
-from penstock.errors import BrokerError, BrokerUnavailable
+from penstock.errors import BrokerError
 from penstock.message import Delivery
 from penstock.redis.line import Word
 from penstock.waiting import Bell
@@ -25,6 +25,7 @@ log = logging.getLogger("penstock.redis")
 MAX_CLAIM_BYTES = 32 * 2**20  # of bodies in one answer
 MAX_MOVES = 500  # that one script carries out, so that others are served in between
 LEAVE_WITHIN = 5.0  # seconds for a last word
+SHORTEST_PATIENCE = 1.0  # seconds for which a heartbeat is waited for, however short the lease
 SOON = 0.001  # seconds added to a time that the server tells, for the way there
 
 
@@ -32,7 +33,16 @@ class RedisSubscription:
     """One life after another of a consumer. All it holds is taken from it together, when it has been silent for
     its lease: one look at whether it still lives fences every settlement."""
 
-    def __init__(self, broker: RedisBroker, names: Sequence[str], prefetch: int, lease: float, on_lost: OnLost):
+    def __init__(
+        self,
+        broker: RedisBroker,
+        names: Sequence[str],
+        prefetch: int,
+        lease: float,
+        on_lost: OnLost,
+        closed: Callable[[RedisSubscription], None],
+    ) -> None:
+        self._forget = closed
         self._broker = broker
         self._names = tuple(names)
         self._prefetch = prefetch
@@ -45,6 +55,11 @@ class RedisSubscription:
         self._claiming: asyncio.Future[tuple[list[Delivery], float | None] | None] | None = None
         self._unsure = False
         """Whether a claim may have been carried out whose answer got lost."""
+        self._recalled = 0
+        """The connection on which what the server says that we hold was last compared."""
+        self._recalls = 0
+        self._bereft = False
+        """Whether the server has forgotten us: then perhaps our queues too."""
         self._bell: Bell | None = None
         self._beating: asyncio.Task[None] | None = None
         self._next_look = 0.0
@@ -104,15 +119,21 @@ class RedisSubscription:
         self._ring()
         self._held.clear()
         self._spare.clear()
+        joining = self._joining
         try:
             async with asyncio.timeout(LEAVE_WITHIN):
                 consumer = self._consumer
-                if self._joining is not None:  # `receive` was just beginning
-                    consumer = await asyncio.shield(self._joining)
+                if joining is not None:  # `receive` was just beginning
+                    consumer = await asyncio.shield(joining)
                 if consumer is not None:
                     await self._broker.run(lua.LEAVE, consumer)
         except (BrokerError, TimeoutError) as error:
-            log.warning("could not release what was held, it will be taken over: %s", error)
+            log.warning("could not release what was held, it will be taken over: %s", str(error) or "no answer")
+        finally:
+            if joining is not None:
+                joining.cancel()
+                self._broker.listening.unsubscribe(self._channels(), self)
+            self._forget(self)
 
     # -- called by `Listening`
 
@@ -139,6 +160,11 @@ class RedisSubscription:
         except Exception:
             self._joining = None
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                return  # `close` waited for it in vain
+            raise
         if self._closed:
             return  # `close` has seen to it
         self._joining = None
@@ -152,6 +178,9 @@ class RedisSubscription:
         :raises BrokerError: a queue is not declared.
         """
         await self._broker.listening.subscribe(self._channels(), self)
+        if self._bereft:
+            await self._broker.declare_again()
+            self._bereft = False
         consumer = secrets.token_hex(8)
         while isinstance(said := await self._broker.run(lua.JOIN, consumer, self._lease, *self._names), bytes):
             if not await self._broker.declare_again(said.decode()):
@@ -159,6 +188,7 @@ class RedisSubscription:
         assert isinstance(said, list)
         self._look_in(float(said[0]))
         self._unsure = False
+        self._recalled = self._broker.link.generation
         return consumer
 
     def _look_in(self, seconds: float) -> None:
@@ -175,8 +205,14 @@ class RedisSubscription:
             consumer = self._consumer
             if consumer is None:
                 continue
+            patience = max(self._lease / 3, SHORTEST_PATIENCE)
             try:
-                said = await self._broker.run(lua.BEAT, consumer, self._lease)
+                async with asyncio.timeout(patience):
+                    said = await self._broker.run(lua.BEAT, consumer, self._lease)
+            except TimeoutError:
+                self._broker.link.doubt(patience * 0.9)
+                self._look_in(0)
+                continue
             except BrokerError as error:
                 if str(error) != complaint:
                     log.warning("no heartbeat: %s", error)
@@ -185,6 +221,8 @@ class RedisSubscription:
                 self._look_in(min(1.0, self._lease / 3))
                 continue
             complaint = ""
+            if self._recalled != self._broker.link.generation:
+                self._ring()  # whoever waits compares what we hold
             if said is not None:
                 assert isinstance(said, bytes)
                 self._look_in(float(said))
@@ -194,6 +232,7 @@ class RedisSubscription:
     def _given_up(self) -> None:
         """We were silent for too long and everything we held has gone to others: begin a new life."""
         self._consumer = None
+        self._bereft = True
         self._claiming = None  # what it finds, it finds for the old life
         held, self._held = list(self._held.values()), {}
         self._spare = []
@@ -247,28 +286,45 @@ class RedisSubscription:
 
     async def _claim(self, consumer: str, room: int) -> tuple[list[Delivery], float | None] | None:
         """What was found, and the seconds until a delay ends; None: given up for dead."""
-        names = self._names
-        if self._unsure:
-            said = await self._broker.run(lua.RECALL, consumer, *names)
+        names, link = self._names, self._broker.link
+        await link.line()
+        if self._unsure or self._recalled != link.generation:
+            generation = link.generation
+            self._recalls += 1
+            known = [place.entry + f" {place.stream}".encode() for place in self._held]
+            said = await self._broker.run(lua.RECALL, consumer, self._recalls, len(names), *names, *known)
             if said is None:
                 return None
-            assert isinstance(said, list)
-            known = self._held
-            found = [one for one in wire.deliveries(names, said[1:]) if one.token not in known]
+            found = await self._found(consumer, names, said)
             self._unsure = False
+            self._recalled = generation
             if found:
                 return found, None
         self._turn = (self._turn + 1) % len(names)
         names = names[self._turn :] + names[: self._turn]
         try:
-            said = await self._broker.run(lua.CLAIM, consumer, room, MAX_CLAIM_BYTES, *names)
-        except BrokerUnavailable:
+            said = await self._broker.run(lua.CLAIM, consumer, self._recalls, room, MAX_CLAIM_BYTES, *names)
+            if said is None:
+                return None
+            assert isinstance(said, list)
+            found = await self._found(consumer, names, said)
+        except BaseException:
             self._unsure = True
             raise
-        if said is None:
-            return None
-        assert isinstance(said, list)
-        return list(wire.deliveries(names, said[1:])), float(said[0]) if said[0] else None
+        if len(said) > 1 and not found:
+            return [], 0.0  # there may be more behind those that were none
+        return found, float(said[0]) if said[0] else None
+
+    async def _found(self, consumer: str, names: Sequence[str], said: Any) -> list[Delivery]:
+        """What is new to us in an answer of the server's; what nobody can read is removed there."""
+        broken: list[wire.Place] = []
+        found = list(wire.deliveries(names, said[1:], broken))
+        known = self._held
+        found = [one for one in found if one.token not in known]
+        for place in broken:
+            log.warning("entry %s of %s is no message, or is gone: removed", place.entry.decode(), place.stream)
+            await self._broker.run(lua.ACK, consumer, place.stream, 1, place.entry)
+        return found
 
     # -- settling
 
@@ -287,9 +343,10 @@ class RedisSubscription:
                 others.append(item)
         alive = True
         for at in range(0, len(others), MAX_MOVES):
-            said = await self._broker.run(lua.SETTLE, consumer, *_verdicts(others[at : at + MAX_MOVES]))
-            if isinstance(said, bytes):
-                raise BrokerError(f"cannot move to {said.decode()!r}: it is not declared")
+            verdicts = _verdicts(others[at : at + MAX_MOVES])
+            while isinstance(said := await self._broker.run(lua.SETTLE, consumer, *verdicts), bytes):
+                if not await self._broker.declare_again(said.decode()):
+                    raise BrokerError(f"cannot move to {said.decode()!r}: it is not declared")
             alive = alive and said is not None
         if acks and alive:
             arguments: list[Word] = []

@@ -35,6 +35,7 @@ class Place(NamedTuple):
     """Whether others of its key may be waiting behind it."""
 
 
+_UNREADABLE = (TypeError, ValueError, IndexError, msgspec.MsgspecError)
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Meta).decode
 
@@ -67,18 +68,45 @@ def stored(message: Outgoing) -> tuple[Word, ...]:
     )
 
 
-def deliveries(names: Sequence[str], found: Sequence[Any]) -> Iterator[Delivery]:
-    """What a claim found: `[number of the queue, rank, entries] …`."""
+def packed(arguments: Sequence[Word], most: int) -> Sequence[Word]:
+    """The arguments of PUBLISH; if they are more than `most` in one word, a MessagePack array of the kind of strings
+    that scripts understand, after an empty one."""
+    if len(arguments) <= most:
+        return arguments
+    written = [b"\xdd", (len(arguments) + 1).to_bytes(4), b"\xa0"]
+    for word in arguments:
+        text = word if isinstance(word, bytes) else str(word).encode()
+        written += (b"\xdb", len(text).to_bytes(4), text)
+    return [b"".join(written)]
+
+
+def deliveries(names: Sequence[str], found: Sequence[Any], broken: list[Place]) -> Iterator[Delivery]:
+    """What a claim found: `[number of the queue, rank, entries] …`. Entries that are gone, or none of ours, are added
+    to `broken`."""
     for number, rank, entries in found:
         name = names[number]
         stream = f"{rank.decode()}:{name}"
         for entry, fields in entries:
-            if len(fields) == 4:
-                yield to_delivery(name, fields[1], fields[3], 0, Place(stream, entry, False))
-            else:
-                more = dict(zip(fields[4::2], fields[5::2], strict=True))
-                place = Place(stream, entry, b"k" in more)
-                yield to_delivery(name, fields[1], fields[3], int(more.get(b"r", 0)), place)
+            try:
+                yield _delivery(name, stream, entry, fields)
+            except _UNREADABLE:
+                broken.append(Place(stream, entry, False))
+
+
+def browsed(queue: str, fields: Sequence[bytes], token: Any) -> list[Delivery]:
+    """An entry to look at; nothing, if it is none of ours."""
+    try:
+        more = dict(zip(fields[4::2], fields[5::2], strict=True))
+        return [to_delivery(queue, fields[1], fields[3], int(more.get(b"r", 0)), token)]
+    except _UNREADABLE:
+        return []
+
+
+def _delivery(name: str, stream: str, entry: bytes, fields: Any) -> Delivery:
+    if len(fields) == 4:
+        return to_delivery(name, fields[1], fields[3], 0, Place(stream, entry, False))
+    more = dict(zip(fields[4::2], fields[5::2], strict=True))
+    return to_delivery(name, fields[1], fields[3], int(more.get(b"r", 0)), Place(stream, entry, b"k" in more))
 
 
 def to_delivery(queue: str, meta: bytes, body: bytes, redelivered: int, token: Any) -> Delivery:

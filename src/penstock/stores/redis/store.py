@@ -19,6 +19,8 @@ from penstock.waiting import Gathering
 ROOM = "penstock-store"
 MAX_BYTES = 16 * 2**20  # of values in one script, so that others are served in between
 MAX_KEYS = 1000  # in one question
+MAX_CHANGES = 10_000  # in one script
+_WORDS = 6  # of a change
 _VALUE = 2  # its place among the words of a change
 
 
@@ -82,7 +84,7 @@ class RedisStore:
         words: list[Word] = []
         size = 0
         for change in [change for changes in asked for change in changes]:
-            if size > MAX_BYTES:
+            if size > MAX_BYTES or len(words) >= MAX_CHANGES * _WORDS:
                 outcomes += await self._run(words)
                 words, size = [], 0
             words += change
