@@ -18,6 +18,7 @@ from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, Confi
 from penstock.postgres.pool import Pool
 from penstock.stores import registry as stores
 from penstock.testing.conformance.harness import Harness, System, acks, ids, message, messages
+from tests.helpers import eventually
 from tests.servers import postgres_database
 
 _numbers = itertools.count(1)
@@ -142,6 +143,40 @@ async def test_a_limit_of_connections_is_waited_for(
     taken = await asyncpg.connect(url.partition("?")[0])
     assert "max_connections" in await refusal(url, BrokerUnavailable)
     await taken.close()
+
+
+async def test_at_the_limit_of_connections_work_waits_for_those_it_has(
+    postgres_url: str, stranger: str, database: asyncpg.Connection
+) -> None:
+    await database.execute(f"GRANT CREATE ON DATABASE penstock TO {stranger}; ALTER ROLE {stranger} CONNECTION LIMIT 2")
+    broker = PostgresBroker(as_role(postgres_url, stranger))
+    await broker.declare(Queue("work"))
+    taken = await asyncpg.connect(as_role(postgres_url, stranger).partition("?")[0])
+    outcomes = await asyncio.gather(*(broker.publish(messages("work", 1)) for _ in range(12)))
+    assert [list(one) for one in outcomes] == [[None]] * 12
+    await taken.close()
+    await broker.close()
+    await database.execute(f"REVOKE CREATE ON DATABASE penstock FROM {stranger}")
+
+
+async def test_a_heartbeat_that_gets_no_connection_of_its_own_takes_another(
+    postgres_url: str, stranger: str, database: asyncpg.Connection
+) -> None:
+    await database.execute(f"GRANT CREATE ON DATABASE penstock TO {stranger}; ALTER ROLE {stranger} CONNECTION LIMIT 2")
+    broker = PostgresBroker(as_role(postgres_url, stranger))
+    await broker.declare(Queue("work"))
+    subscription = broker.subscribe([Queue("work")], prefetch=1, lease=0.6, on_lost=lambda lost: None)
+    await subscription.receive(1, 0.1)
+    schema = postgres_url.rpartition("=")[2]
+    joined = f"SELECT deadline FROM {schema}.consumers"
+    first = await database.fetchval(joined)
+
+    async def beats() -> bool:
+        return bool(await database.fetchval(joined) > first)
+
+    await eventually(beats)
+    await broker.close()
+    await database.execute(f"REVOKE CREATE ON DATABASE penstock FROM {stranger}")
 
 
 async def test_a_full_disk_refuses_messages_and_keeps_those_it_has(

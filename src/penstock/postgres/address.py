@@ -19,6 +19,7 @@ _DRIVER_OPTIONS = (
     *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword", "ssl_min_protocol_version"),
     *("ssl_max_protocol_version", "sslnegotiation", "target_session_attrs", "krbsrvname", "gsslib"),
 )
+_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 
 
 class Address(NamedTuple):
@@ -30,9 +31,11 @@ class Address(NamedTuple):
     timeout: float
     """Seconds for a connection to be made."""
     connections: int
-    """At most so many for work, beside the one that listens."""
+    """At most so many for work, beside those that listen and say that we live."""
     shown: str
     """Fit for a log."""
+    files: tuple[str, ...] = ()
+    """Those that TLS needs."""
 
 
 def parse_address(url: str, vhost: str | None = None) -> Address:
@@ -63,7 +66,8 @@ def parse_address(url: str, vhost: str | None = None) -> Address:
         host = f"[{host}]"
     port = f":{parts.port}" if parts.port else ""
     dsn = f"postgresql://{user}{'@' if user else ''}{host}{port}/{quote(parts.path[1:], safe='')}?{urlencode(query)}"
-    return Address(dsn, schema, timeout, connections, mask(url).partition("?")[0])
+    files = tuple(query[name] for name in _FILES if name in query)
+    return Address(dsn, schema, timeout, connections, mask(url).partition("?")[0], files)
 
 
 def quoted(name: str) -> str:

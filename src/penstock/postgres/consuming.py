@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
-from penstock.postgres.functions import INDEXED
+from penstock.postgres.functions import INDEXED, OWN
 
 CONSUMING = f"""
 -- Up to `most` messages for a consumer, of each queue those behind `floors` first, of `most_bytes` in about. No
 -- message: one row with `seq` 0 and in `place` the milliseconds until a look is worth while (null: when something
--- is told). A consumer that has been given up: one row without `seq`.
+-- is told). A consumer that has been given up, or has another ticket by now: one row without `seq`.
 -- Nothing is lost if a crash of the server undoes this: so it waits for no disk.
-CREATE FUNCTION claim(consumer bigint, from_queues int[], floors bigint[], most int, most_bytes bigint)
+CREATE FUNCTION claim(consumer bigint, with_ticket bigint, from_queues int[], floors bigint[], most int,
+                      most_bytes bigint)
 RETURNS TABLE (seq bigint, place bigint, queue int, redelivered int, meta text, body bytea)
 {INDEXED} SET plan_cache_mode TO force_generic_plan AS $$
 DECLARE
+    now double precision := unix_now();
     got int;
     taken int := 0;
+    room bigint := most_bytes;
+    size bigint;
+    fitting bigint[];
+    kept_from boolean := false;
     above bigint;
     wait bigint;
     upcoming double precision;
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    PERFORM 1 FROM consumers c WHERE c.id = consumer FOR KEY SHARE;
+    PERFORM 1 FROM consumers c WHERE c.id = consumer AND c.ticket = with_ticket FOR KEY SHARE;
     IF NOT FOUND THEN
         RETURN QUERY SELECT NULL::bigint, NULL::bigint, 0, 0, ''::text, ''::bytea;
         RETURN;
     END IF;
     FOR i IN 1 .. cardinality(from_queues) LOOP
-        EXIT WHEN taken >= most;
-        PERFORM sweep(from_queues[i]);
+        EXIT WHEN taken >= most OR room <= 0;
+        kept_from := NOT sweep(from_queues[i]) OR kept_from;
         CONTINUE WHEN (SELECT q.paused FROM queues q WHERE q.id = from_queues[i]);
         above := floors[i];
         LOOP
-            RETURN QUERY
-                WITH found AS MATERIALIZED (
-                    SELECT m.seq, m.place, octet_length(m.body) AS size FROM messages m
-                    WHERE m.queue = from_queues[i] AND m.place > above
-                        AND m.owner IS NULL AND m.due IS NULL AND NOT m.blocked
-                    ORDER BY m.place LIMIT most - taken FOR UPDATE SKIP LOCKED),
-                fitting AS MATERIALIZED (
-                    SELECT f.seq FROM (
-                        SELECT f.seq, sum(f.size) OVER (ORDER BY f.place) - f.size AS before FROM found f) f
-                    WHERE f.before < most_bytes)
-                UPDATE messages m SET owner = consumer FROM fitting f WHERE m.seq = f.seq
+            WITH found AS MATERIALIZED (
+                SELECT m.seq, m.place, octet_length(m.body) AS size FROM messages m
+                WHERE m.queue = from_queues[i] AND m.place > above
+                    AND m.owner IS NULL AND m.due IS NULL AND NOT m.blocked
+                    AND (m.expires IS NULL OR m.expires > now)
+                ORDER BY m.place LIMIT most - taken FOR UPDATE SKIP LOCKED)
+            SELECT array_agg(f.seq), sum(f.size) INTO fitting, size FROM (
+                SELECT f.seq, f.size, sum(f.size) OVER (ORDER BY f.place) - f.size AS before FROM found f) f
+            WHERE f.before < room;
+            RETURN QUERY UPDATE messages m SET owner = consumer WHERE m.seq = ANY (fitting)
                 RETURNING m.seq, m.place, m.queue, m.redelivered, m.meta, m.body;
             GET DIAGNOSTICS got = ROW_COUNT;
             taken := taken + got;
-            EXIT WHEN above = 0 OR taken >= most;
+            room := room - coalesce(size, 0);
+            EXIT WHEN above = 0 OR taken >= most OR room <= 0;
             above := 0;
         END LOOP;
     END LOOP;
@@ -55,10 +61,30 @@ BEGIN
             UNION ALL
             (SELECT m.expires FROM messages m WHERE m.queue = q.id AND m.expires IS NOT NULL AND m.owner IS NULL
              ORDER BY m.expires LIMIT 1)) t;
-        wait := CASE WHEN upcoming IS NOT NULL THEN ceil(greatest(upcoming - unix_now(), 0) * 1000) END;
+        wait := CASE WHEN upcoming IS NOT NULL
+            THEN ceil(greatest(upcoming - unix_now(), CASE WHEN kept_from THEN 0.1 ELSE 0 END) * 1000) END;
         RETURN QUERY SELECT 0::bigint, wait, 0, 0, ''::text, ''::bytea;
     END IF;
 END $$;
+
+-- After a claim of which nobody knows whether it was carried out, or still will be: from now on another ticket is
+-- needed, and what the consumer has beyond `held` is free again. Whether it still lives. Done after a later one it
+-- does nothing.
+CREATE FUNCTION reclaim(consumer bigint, held bigint[], new_ticket bigint) RETURNS boolean {OWN} AS $$
+DECLARE
+    its_queues int[];
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    PERFORM 1 FROM consumers c WHERE c.id = consumer FOR UPDATE;  -- after a claim under way
+    UPDATE consumers c SET ticket = new_ticket WHERE c.id = consumer AND c.ticket < new_ticket
+        RETURNING c.queues INTO its_queues;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM free(consumer, its_queues, held, false);
+    RETURN true;
+END $$;
+
 -- Carry out settlements of what a consumer holds. `gone`: what it does not hold (any more). `fresh`, `back`: where
 -- others may find something now. `missing`: a queue that is not declared; then nothing was done.
 CREATE FUNCTION settle(consumer bigint, in_order boolean, acks bigint[], released bigint[], pauses double precision[],

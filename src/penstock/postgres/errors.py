@@ -38,6 +38,14 @@ class DiskFull(BrokerUnavailable):
     """No room to write; what was confirmed is intact."""
 
 
+class NotBegun(BrokerUnavailable):
+    """No connection was to be had: nothing was done."""
+
+
+class NoConnection(NotBegun):
+    """The server has as many as it takes."""
+
+
 def sqlstate(error: BaseException) -> str:
     """Five characters, of the server or of psycopg; none for other errors."""
     return str(getattr(error, "sqlstate", None) or "")
@@ -51,6 +59,8 @@ def translate(error: BaseException, where: str) -> BrokerError:
         return BrokerRefused(f"{where}: {_REFUSED[code]}: {said}{_grant(code, said)}")
     if code == "53100":
         return DiskFull(f"{where}: {_FOR_NOW[code]}: {said}")
+    if code == "53300":
+        return NoConnection(f"{where}: {_FOR_NOW[code]}: {said}")
     if code in _FOR_NOW:
         return BrokerUnavailable(f"{where}: {_FOR_NOW[code]}: {said}")
     if isinstance(error, asyncpg.DataError) or code[:2] in ("22", "54"):  # what no database could keep, or not this one

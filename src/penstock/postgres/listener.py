@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from penstock.clock import backoff_delay
-from penstock.errors import BrokerError
+from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.postgres.address import Address
 from penstock.postgres.errors import translate
-from penstock.postgres.pool import connect
+from penstock.postgres.pool import connect, unheard
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -37,10 +37,12 @@ class Listener:
         self._address = address
         self._back = back
         self._channels: dict[str, Hear] = {}
+        self._heard_of: set[str] = set()  # channels, on this connection
         self._connection: Connection | None = None
         self._using = asyncio.Lock()
         self._lost = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
+        self._reaching: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -56,17 +58,27 @@ class Listener:
 
         :raises BrokerUnavailable: call again later.
         """
-        if self._closed or (channel in self._channels and self.connected):
+        if self._closed or (channel in self._channels and channel in self._heard_of and self.connected):
             return
         self._channels[channel] = hear
         self._keeping = self._keeping or asyncio.create_task(self._keep(), name="penstock-listener")
-        await asyncio.shield(asyncio.ensure_future(self._reach(channel)))
+        reaching = asyncio.create_task(self._reach(channel))
+        self._reaching.add(reaching)
+        reaching.add_done_callback(self._reaching.discard)
+        reaching.add_done_callback(unheard)
+        try:
+            await asyncio.shield(reaching)
+        except asyncio.CancelledError:
+            if reaching.cancelled() and self._closed:
+                raise BrokerUnavailable("closed while it was connecting") from None
+            raise
 
     async def forget(self, channel: str) -> None:
         """Hear nothing of a channel any more. Never fails."""
         if self._channels.pop(channel, None) is None:
             return
         async with self._using:
+            self._heard_of.discard(channel)
             if self._connection is not None and not self._closed:
                 with contextlib.suppress(Exception):
                     async with asyncio.timeout(WITHIN):
@@ -78,6 +90,11 @@ class Listener:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
+        if self._reaching:  # a connection that is being made now would be nobody's
+            _, late = await asyncio.wait(self._reaching, timeout=2)
+            for one in late:
+                one.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):
@@ -94,6 +111,7 @@ class Listener:
             try:
                 async with asyncio.timeout(WITHIN):
                     await self._connection.add_listener(channel, self._heard)
+                self._heard_of.add(channel)
             except Exception as error:
                 self._connection.terminate()
                 raise translate(error, self._address.shown) from None
@@ -101,9 +119,11 @@ class Listener:
     async def _connect(self) -> None:
         """A connection that hears all channels."""
         connection = await connect(self._address)
+        channels = tuple(self._channels)
         try:
-            for channel in tuple(self._channels):
-                await connection.add_listener(channel, self._heard)
+            async with asyncio.timeout(WITHIN):
+                for channel in channels:
+                    await connection.add_listener(channel, self._heard)
         except BaseException as error:
             connection.terminate()
             if isinstance(error, Exception):
@@ -113,7 +133,7 @@ class Listener:
         if self._closed:
             connection.terminate()
             return
-        self._connection = connection
+        self._connection, self._heard_of = connection, set(channels)
 
     def _heard(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         hear = self._channels.get(channel)

@@ -17,8 +17,8 @@ BEGIN
     END IF;
 END $$;
 
--- Everything that a consumer holds is free again; it must be locked, or deleted.
-CREATE FUNCTION free(consumer bigint, its_queues int[], lost boolean) RETURNS void {INDEXED} AS $$
+-- Everything that a consumer holds, but for `kept`, is free again; it must be locked, or deleted.
+CREATE FUNCTION free(consumer bigint, its_queues int[], kept bigint[], lost boolean) RETURNS void {INDEXED} AS $$
 DECLARE
     woken int[];
 BEGIN
@@ -27,7 +27,8 @@ BEGIN
             expires = CASE WHEN NOT lost THEN m.expires END  -- what was taken in time expires no more
         WHERE m.seq = ANY (ARRAY(
             SELECT h.seq FROM messages h WHERE h.queue = ANY (its_queues)
-                AND (h.owner IS NOT NULL OR h.due IS NOT NULL OR h.blocked) AND h.owner = consumer ORDER BY h.seq))
+                AND (h.owner IS NOT NULL OR h.due IS NOT NULL OR h.blocked) AND h.owner = consumer
+                AND h.seq <> ALL (kept) ORDER BY h.seq))
         RETURNING m.queue)
     SELECT array_agg(DISTINCT f.queue) INTO woken FROM freed f;
     IF woken IS NOT NULL THEN
@@ -41,7 +42,7 @@ DECLARE
 BEGIN
     DELETE FROM consumers c WHERE c.id = consumer RETURNING c.queues INTO its_queues;  -- after a claim under way
     IF FOUND THEN
-        PERFORM free(consumer, its_queues, false);
+        PERFORM free(consumer, its_queues, '{{}}', false);
     END IF;
 END $$;
 
@@ -61,14 +62,16 @@ BEGIN
     SELECT coalesce(array_agg(b.id), '{{}}') INTO living FROM b;
     FOR dead IN SELECT c.id, c.queues FROM consumers c
             WHERE c.deadline < now AND up + c.lease < now FOR UPDATE SKIP LOCKED LOOP
-        PERFORM free(dead.id, dead.queues, true);
+        PERFORM free(dead.id, dead.queues, '{{}}', true);
         DELETE FROM consumers c WHERE c.id = dead.id;
     END LOOP;
     FOR dead IN SELECT i.id FROM inboxes i WHERE i.deadline < now AND up + i.lease < now FOR UPDATE SKIP LOCKED LOOP
         PERFORM close_inbox(dead.id);
     END LOOP;
+    PERFORM sweep_mail();
     SELECT min(greatest(c.deadline, up + c.lease)) - now INTO upcoming FROM consumers c WHERE c.id <> ALL (mine);
 END $$;
+
 -- Whether the inbox is new.
 CREATE FUNCTION listen(inbox bigint, to_topics text[], for_seconds double precision) RETURNS boolean {OWN} AS $$
 DECLARE
@@ -86,6 +89,20 @@ CREATE FUNCTION close_inbox(inbox bigint) RETURNS void {OWN} AS $$
 BEGIN
     DELETE FROM inboxes i WHERE i.id = $1;
     DELETE FROM mail m WHERE m.inbox = $1;
+END $$;
+
+-- Mail that was on its way to an inbox while that was closed.
+CREATE FUNCTION sweep_mail() RETURNS void {INDEXED} AS $$
+DECLARE
+    one bigint;
+BEGIN
+    LOOP
+        SELECT min(m.inbox) INTO one FROM mail m WHERE m.inbox > coalesce(one, 0);
+        EXIT WHEN one IS NULL;
+        IF NOT EXISTS (SELECT 1 FROM inboxes i WHERE i.id = one) THEN
+            DELETE FROM mail m WHERE m.inbox = one;
+        END IF;
+    END LOOP;
 END $$;
 
 CREATE FUNCTION broadcast(about text, meta text, body bytea) RETURNS void {OWN} AS $$

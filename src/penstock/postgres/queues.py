@@ -26,10 +26,12 @@ BEGIN
 END $$;
 
 -- Store messages, `names[topic]` being the topic of each; the queues they went to, and which were refused, with
--- the name and length of the queue that is full (none: to nothing is that topic bound).
+-- the name and length of the queue that is full (none: to nothing is that topic bound). Nothing is done, and
+-- `isolation` says why, where what others commit meanwhile would not be seen and has to be.
 CREATE FUNCTION publish(names text[], topics int[], priorities smallint[], delays double precision[],
                         expiries double precision[], keys text[], metas text[], bodies bytea[], told boolean,
-                        OUT fresh int[], OUT refused int[], OUT full_names text[], OUT full_lengths int[])
+                        OUT fresh int[], OUT refused int[], OUT full_names text[], OUT full_lengths int[],
+                        OUT isolation text)
 {OWN} AS $$
 DECLARE
     now double precision := unix_now();
@@ -42,6 +44,10 @@ BEGIN
            coalesce(bool_or(q.max_length IS NOT NULL), false), coalesce(bool_or(q.ordered), false)
         INTO fresh, bound, limited, in_order
         FROM bindings b JOIN queues q ON q.id = b.queue WHERE b.topic = ANY (names);
+    IF (limited OR in_order) AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
+        isolation := current_setting('transaction_isolation');
+        RETURN;
+    END IF;
     IF bound < cardinality(names) OR limited THEN
         SELECT a.accepted, a.refused, a.full_names, a.full_lengths
             INTO accepted, refused, full_names, full_lengths FROM admit(names, topics, limited) a;
@@ -139,18 +145,20 @@ CREATE FUNCTION purge(of_queue int) RETURNS bigint {INDEXED} AS $$
 DECLARE
     removed bigint;
     freed text[];
+    locked text[] := '{{}}';
 BEGIN
     IF (SELECT q.ordered FROM queues q WHERE q.id = of_queue) THEN
-        PERFORM lock_stripes(ARRAY(
+        locked := ARRAY(
             SELECT DISTINCT m.line FROM messages m
-            WHERE m.queue = of_queue AND m.owner IS NULL AND m.line IS NOT NULL));
+            WHERE m.queue = of_queue AND m.owner IS NULL AND m.line IS NOT NULL);
+        PERFORM lock_stripes(locked);
     END IF;
     WITH gone AS (
         DELETE FROM messages m WHERE m.seq = ANY (ARRAY(
             SELECT r.seq FROM messages r WHERE r.queue = of_queue AND {IS_READY}
             UNION ALL
             SELECT r.seq FROM messages r WHERE r.queue = of_queue AND {IS_NOT_READY} AND r.owner IS NULL))
-        AND m.queue = of_queue AND m.owner IS NULL RETURNING m.line)
+        AND m.queue = of_queue AND m.owner IS NULL AND (m.line IS NULL OR m.line = ANY (locked)) RETURNING m.line)
     SELECT count(*), array_agg(DISTINCT g.line) FILTER (WHERE g.line IS NOT NULL) INTO removed, freed FROM gone g;
     UPDATE queues q SET discarded = q.discarded + removed WHERE q.id = of_queue;
     PERFORM tell('{{}}', of_queue || go_on(freed));

@@ -41,6 +41,7 @@ async def prepare(connection: Connection, schema: str) -> None:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         try:
             async with connection.transaction():
+                await connection.execute("SET LOCAL statement_timeout TO 0")
                 found = await _upgraded(connection, schema)
         finally:
             if not connection.is_closed():

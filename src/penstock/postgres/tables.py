@@ -59,7 +59,8 @@ CREATE TABLE consumers (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,  -- one life of one subscription; a new one after each loss
     deadline double precision NOT NULL,     -- Unix time of the server
     lease double precision NOT NULL,        -- seconds
-    queues int[] NOT NULL
+    queues int[] NOT NULL,
+    ticket bigint NOT NULL DEFAULT 0        -- with which it may claim
 ) WITH (fillfactor = 50, {_OFTEN.format(200)});
 
 -- Who lives now, and what was said to them: gone after a crash of the server, and with it their requests.

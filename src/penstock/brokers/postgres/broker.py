@@ -35,9 +35,9 @@ class PostgresBroker:
     """`postgresql://user:password@host:5432/database`, or `postgres://…`.
 
     Options by URL query: `schema` (`penstock`), `connections` (4 at most for work, made as they are needed, beside
-    one that listens), `timeout` (10 seconds for a connection), and the driver's own: `host` for a socket's folder,
-    `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `application_name`, `passfile`, `target_session_attrs`, …. A
-    `vhost` is a schema.
+    one that listens and one for heartbeats), `timeout` (10 seconds for a connection), and the driver's own: `host` for
+    a socket's folder, `sslmode`, `sslrootcert`, `sslcert`, `sslkey`, `application_name`, `passfile`,
+    `target_session_attrs`, …. A `vhost` is a schema.
     """
 
     capabilities = Capabilities(
@@ -76,6 +76,8 @@ class PostgresBroker:
 
     async def open(self) -> None:
         self.pool.open()
+        self.heart.open()
+        self.waker.open()
         if self.listener.closed:
             self.listener = Listener(self.address, self._back)
         await self.pool.run(lambda connection: connection.execute("SELECT 1"))
@@ -85,6 +87,7 @@ class PostgresBroker:
         await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
         await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
         await self.heart.close()
+        await self.pool.idle()  # what is under way may have something to tell
         await self.waker.close()
         await self.listener.close()
         await self.pool.close()
@@ -108,18 +111,21 @@ class PostgresBroker:
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:
         if not messages:
             return []
-        given = arguments(messages, told=False)
+        told = self.waker.closed  # nobody would tell of it later
+        given = arguments(messages, told)
 
-        async def publish(connection: Connection) -> Record | None:
-            return await connection.fetchrow(self.statements.publish, *given)
+        async def publish(connection: Connection) -> Record:
+            row = await connection.fetchrow(self.statements.publish, *given)
+            assert row is not None
+            if not told:  # here, so that `close`, which waits for this, waits for the telling too
+                urgent = any(message.priority for message in messages)
+                self.waker.tell(row["fresh"], row["fresh"] if urgent else ())
+            return row
 
         try:
             row = await self.pool.run(publish)
         except DiskFull as error:
             return [StorageFull(str(error))] * len(messages)
-        assert row is not None
-        urgent = any(message.priority for message in messages)
-        self.waker.tell(row["fresh"], row["fresh"] if urgent else ())
         return outcomes(messages, row)
 
     async def publish_within(self, messages: Sequence[Outgoing], transaction: Any) -> Sequence[PublishError | None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from penstock.brokers.postgres.sql import Statements
 from penstock.errors import BrokerError
+from penstock.postgres.errors import NoConnection
 from penstock.postgres.pool import Pool
 
 if TYPE_CHECKING:
@@ -36,16 +37,22 @@ class Living(Protocol):
 
 
 class Heart:
-    """Beats from the event loop that consumes, for a loop that hangs must not count as alive."""
+    """Beats from the event loop that consumes, for a loop that hangs must not count as alive. It has a connection of
+    its own: all others may be waiting for what somebody has locked."""
 
     def __init__(self, pool: Pool, statements: Statements) -> None:
         self.consumers: set[Living] = set()
         self.inboxes: set[Living] = set()
-        self._pool = pool
+        self._pool = Pool(pool.address._replace(connections=1))
+        self._others = pool
         self._statement = statements.beat
         self._beating: asyncio.Task[None] | None = None
         self._sooner = asyncio.Event()
         self._overdue: float | None = None  # the time of the loop at which somebody else will be
+
+    def open(self) -> None:
+        """Keep the connection, again after `close`."""
+        self._pool.open()
 
     def start(self) -> None:
         """Idempotent; to be called whenever somebody has come to life. Looks for the dead soon."""
@@ -59,6 +66,7 @@ class Heart:
         if beating is not None:
             beating.cancel()
             await asyncio.gather(beating, return_exceptions=True)
+        await self._pool.close()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -93,7 +101,10 @@ class Heart:
         async def beat(connection: Connection) -> Record | None:
             return await connection.fetchrow(self._statement, list(consumers), list(inboxes))
 
-        row = await self._pool.run(beat)
+        try:
+            row = await self._pool.run(beat)
+        except NoConnection:
+            row = await self._others.run(beat)
         assert row is not None
         for lives, alive in ((consumers, set(row["alive"])), (inboxes, set(row["living"]))):
             for life, one in lives.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections import deque
@@ -12,8 +13,10 @@ import msgspec
 
 from penstock.brokers.base import INBOX_SIZE, OnRefused
 from penstock.brokers.postgres.encoding import delivery
+from penstock.clock import backoff_delay
 from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery, Outgoing
+from penstock.postgres.errors import NotBegun
 from penstock.waiting import Bell
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("penstock.postgres")
 
 LEASE = 30.0  # seconds; an inbox that has been silent for so long hears nothing more
+BACKOFF = (0.1, 3.0)  # seconds between tries to look into it, first and longest
 _FIRST = 1 << 61
 _PREFIX = "inbox-"
 
@@ -63,6 +67,7 @@ class PostgresInbox:
         self._joining = asyncio.Lock()
         self._closing: asyncio.Task[None] | None = None
         self._closed = False
+        self._ended = asyncio.Event()
 
     @property
     def row(self) -> int | None:
@@ -83,7 +88,13 @@ class PostgresInbox:
             await self._enter(self._topics)
         self._asked = True
         asking = msgspec.structs.replace(message, reply_to=self.address)
-        refusal = await self._broker.outbox.do(asking)
+        refusal: BrokerError | None
+        try:
+            refusal = await self._broker.outbox.do(asking)
+        except NotBegun:
+            raise
+        except BrokerUnavailable as error:  # it may have been sent
+            refusal = error
         if refusal is not None and not self._closed:
             refused(refusal)
 
@@ -107,6 +118,7 @@ class PostgresInbox:
 
     async def _close(self) -> None:
         self._closed = True
+        self._ended.set()
         self._lives += 1
         self._broker.heart.inboxes.discard(self.living)
         self._ring()
@@ -165,26 +177,44 @@ class PostgresInbox:
                 self._broker.heart.start()
 
     async def _fetch(self) -> None:
+        """Take what has come, until there is no more."""
+        failures = 0
         try:
             while True:
                 self._again = False
-                if not self._there and not self._closed:
-                    await self._enter(self._topics)
-
-                async def fetch(connection: Connection) -> list[Record]:
-                    return await connection.fetch(self._broker.statements.fetch_mail, [self._id])
-
-                rows = await self._broker.pool.run(fetch)
-                rows.sort(key=lambda row: row["seq"])
-                self._arrived += [delivery("", row["meta"], row["body"], 0, row["seq"]) for row in rows]
-                if rows:
-                    self._ring()
+                try:
+                    await self._fetch_once()
+                    failures = 0
+                except BrokerUnavailable as error:
+                    failures += 1
+                    self._again = True
+                    log.debug("an inbox could not be looked into (%d): %s", failures, error)
+                    await self._pause(backoff_delay(failures, BACKOFF, random.Random()))  # noqa: S311 - jitter
                 if not self._again or self._closed:
                     return
         except BrokerError as error:
-            log.debug("an inbox could not be looked into: %s", error)  # it is when we are connected again
+            log.warning("an inbox could not be looked into: %s", error)
         finally:
             self._fetching = None
+
+    async def _fetch_once(self) -> None:
+        if not self._there and not self._closed:
+            await self._enter(self._topics)
+
+        async def fetch(connection: Connection) -> list[Record]:
+            return await connection.fetch(self._broker.statements.fetch_mail, [self._id])
+
+        rows = await self._broker.pool.run(fetch)
+        rows.sort(key=lambda row: row["seq"])
+        self._arrived += [delivery("", row["meta"], row["body"], 0, row["seq"]) for row in rows]
+        if rows:
+            self._ring()
+
+    async def _pause(self, seconds: float) -> None:
+        """Cut short by `close`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
 
 class _Row:

@@ -38,15 +38,25 @@ async def publish_within(
     else is done to the connection.
 
     :raises TypeError: another kind of connection.
-    :raises ValueError: it is in no transaction.
+    :raises ValueError: it is in no transaction, or in one that would not see what it has to.
     """
     given = arguments(messages, told=True)
     driver = type(transaction).__module__.partition(".")[0]
     if driver == "asyncpg" and hasattr(transaction, "fetchrow"):
-        return outcomes(messages, await _on_asyncpg(statements, transaction, given))
+        return outcomes(messages, _seeing(await _on_asyncpg(statements, transaction, given)))
     if driver == "psycopg" and hasattr(transaction, "cursor"):
-        return outcomes(messages, await _on_psycopg(statements, transaction, given))
+        return outcomes(messages, _seeing(await _on_psycopg(statements, transaction, given)))
     raise TypeError(f"transaction= takes a connection of asyncpg or psycopg 3, not {type(transaction).__qualname__}")
+
+
+def _seeing(row: Any) -> Any:
+    """The row, unless `publish` refused the transaction: nothing was done then, and it goes on as it was."""
+    if row["isolation"] is not None:
+        raise ValueError(
+            f"the transaction is {row['isolation'].upper()}: to a queue that is ordered, or has max_length, messages "
+            "are published at READ COMMITTED"
+        )
+    return row
 
 
 async def _on_asyncpg(statements: Statements, connection: Connection, given: tuple[Any, ...]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from penstock.brokers.base import Ack, Move, OnLost, Release, Settlement
 from penstock.brokers.postgres.encoding import columns, deliveries
 from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery
+from penstock.postgres.errors import NotBegun
 from penstock.postgres.pool import unheard
 from penstock.waiting import Bell
 
@@ -27,13 +29,18 @@ FROM_THE_START = 1.0  # seconds for which places that were passed may be passed 
 MOST_BYTES = 64 * 2**20  # bodies in one answer, about
 
 
-class Membership(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Membership:
     """One life of a subscription: from joining until it leaves or is given up for dead."""
 
     consumer: int
     names: dict[int, str]
     """Of its queues, by their ids."""
     ordered: frozenset[int]
+    ticket: int = 0
+    """With which it claims."""
+    unsure: bool = False
+    """Nobody knows whether a claim with that was carried out, or still will be."""
 
 
 class Claimed(NamedTuple):
@@ -289,10 +296,20 @@ class PostgresSubscription:
         queues = queues[self._turn :] + queues[: self._turn]
         floors = self._floors.of(queues)
 
-        async def claim(connection: Connection) -> list[Record]:
-            return await connection.fetch(self._sql.claim, membership.consumer, queues, floors, limit, MOST_BYTES)
+        if membership.unsure and not await self._reclaim(membership):
+            return None
+        asked = (membership.consumer, membership.ticket, queues, floors, limit, MOST_BYTES)
 
-        rows = await self._pool.run(claim)
+        async def claim(connection: Connection) -> list[Record]:
+            return await connection.fetch(self._sql.claim, *asked)
+
+        try:
+            rows = await self._pool.run(claim)
+        except NotBegun:
+            raise
+        except BrokerError:
+            membership.unsure = True
+            raise
         if rows[0]["seq"] is None:
             return None
         if rows[0]["seq"] == 0:
@@ -306,6 +323,19 @@ class PostgresSubscription:
                 if queue not in membership.ordered:
                     self._floors.passed(queue, place)
         return Claimed(deliveries(rows, membership.names), None)
+
+    async def _reclaim(self, membership: Membership) -> bool:
+        """What was claimed for us without our hearing of it is free again, and no earlier claim is carried out any
+        more. Whether we still live."""
+        membership.ticket += 1  # for each try: an earlier one, if it is carried out late, does nothing
+        ticket = membership.ticket
+
+        async def reclaim(connection: Connection) -> bool:
+            return bool(await connection.fetchval(self._sql.reclaim, membership.consumer, list(self._held), ticket))
+
+        alive = await self._pool.run(reclaim)
+        membership.unsure = False
+        return alive
 
     def _keep(self, claiming: asyncio.Task[Claimed | None], membership: Membership) -> None:
         """Cancelled at the very moment the claim came in."""

@@ -32,6 +32,15 @@ class Waker:
         self._fresh: set[int] = set()
         self._back: set[int] = set()
         self._telling: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def open(self) -> None:
+        """Tell again, after `close`."""
+        self._closed = False
 
     def tell(self, fresh: Iterable[int], back: Iterable[int] = ()) -> None:
         """`back`: something may be before what was taken already."""
@@ -41,11 +50,12 @@ class Waker:
         self._ring(new, old)
         self._fresh |= new
         self._back |= old
-        if self._telling is None:
+        if self._telling is None and not self._closed:
             self._telling = asyncio.create_task(self._tell(), name="penstock-waker")
 
     async def close(self) -> None:
-        """When all has been told."""
+        """When all has been told. What is published from now on has to tell by itself."""
+        self._closed = True
         if self._telling is not None:
             await asyncio.gather(self._telling, return_exceptions=True)
 

@@ -71,6 +71,9 @@ class PostgresStore:
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in tuple(self._watches)))
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         await self._listener.close()
         await self._pool.close()
 
