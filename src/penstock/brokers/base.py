@@ -318,7 +318,7 @@ class Transactional(Protocol):
 
         :param transaction: what the caller's driver has for it; the adapter says which.
         :raises TypeError: it is nothing of that kind.
-        :raises ValueError: no transaction has begun.
+        :raises ValueError: no transaction has begun, or one above the isolation that the queue needs.
         :raises BrokerError: the system raised an error, and with it the transaction is as good as rolled back.
         """
         ...
