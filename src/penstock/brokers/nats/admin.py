@@ -16,9 +16,10 @@ from penstock.message import Delivery
 if TYPE_CHECKING:
     from penstock.brokers.nats.broker import NatsBroker
 
+TOGETHER = 32
+"""Messages that are looked at in one round trip."""
 PAGE = 500
 """Messages that a purge takes at a time."""
-LEASE = 30.0  # seconds
 
 
 class _Look(NamedTuple):
@@ -109,9 +110,12 @@ class NatsAdmin:
                 if found is None:
                     return page, None
                 if len(page) == limit:
-                    return page, seq - 1
-                page.append(_shown(found, queue))
-                seq = found.seq + 1
+                    break
+                wanted = min(limit - len(page) - 1, TOGETHER)
+                near = await api.messages(stream, [{"seq": found.seq + 1 + n} for n in range(wanted)])
+                page += [_shown(one, queue) for one in (found, *near) if one is not None]
+                seq = found.seq + 1 + wanted
+            return page, seq - 1
         except Refusal as refusal:
             raise as_ours(refusal, f"browsing {queue!r}") from None
 
@@ -124,7 +128,7 @@ class NatsAdmin:
                 raise BrokerError(f"there is no queue {queue!r}")
         except Refusal as refusal:
             raise as_ours(refusal, f"purging {queue!r}") from None
-        return await self._broker.clear(queue, PAGE, LEASE)
+        return await self._broker.clear(queue, PAGE)
 
     async def pause(self, queue: str, paused: bool) -> None:
         raise Unsupported("NATS cannot pause a queue: stop its consumers instead")

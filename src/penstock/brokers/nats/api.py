@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
@@ -108,6 +109,8 @@ class Consumer(NamedTuple):
     """The last place that was handed out."""
     floor: int
     """The last place up to which everything is acknowledged."""
+    made: str
+    """When; another time is another consumer."""
 
 
 def _consumer(answer: Any) -> Consumer:
@@ -119,6 +122,7 @@ def _consumer(answer: Any) -> Consumer:
         answer["num_waiting"],
         answer["delivered"]["stream_seq"],
         answer["ack_floor"]["stream_seq"],
+        answer["created"],
     )
 
 
@@ -140,13 +144,13 @@ class Api:
         except Refusal as refusal:
             raise as_ours(refusal, "JetStream") from None
 
-    async def make_stream(self, **config: Any) -> None:
-        """Idempotent.
+    async def make_stream(self, **config: Any) -> bool:
+        """Idempotent; False: it was there.
 
         :raises Refusal: `NAME_IN_USE`: there is one of that name that is not alike; others.
         """
         config = {"storage": "file", "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, **config}
-        await self.ask(f"STREAM.CREATE.{config['name']}", config)
+        return bool((await self.ask(f"STREAM.CREATE.{config['name']}", config)).get("did_create"))
 
     async def stream(self, name: str, **question: Any) -> Any:
         """Its config and state; None: there is none."""
@@ -199,6 +203,7 @@ class Api:
             found["seq"],
             base64.b64decode(found.get("data", "")),
             base64.b64decode(found["hdrs"]) if "hdrs" in found else None,
+            found.get("time", ""),
         )
 
     async def messages(self, stream: str, questions: Sequence[dict[str, Any]]) -> list[Message | None]:
@@ -213,3 +218,10 @@ class Message(NamedTuple):
     seq: int
     body: bytes
     block: bytes | None
+    time: str
+
+    @property
+    def stamp(self) -> str:
+        """When it was stored, in nanoseconds."""
+        whole, _, rest = self.time.removesuffix("Z").partition(".")
+        return f"{int(datetime.fromisoformat(f'{whole}+00:00').timestamp())}{rest.ljust(9, '0')}"

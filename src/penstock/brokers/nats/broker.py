@@ -19,8 +19,10 @@ from penstock.brokers.nats.inbox import NatsInbox
 from penstock.brokers.nats.line import Line
 from penstock.brokers.nats.link import OPTIONS, Link
 from penstock.brokers.nats.names import Names
+from penstock.brokers.nats.news import Item, News
 from penstock.brokers.nats.notes import Notes
 from penstock.brokers.nats.publisher import Publisher
+from penstock.brokers.nats.source import DEFAULT_LEASE
 from penstock.brokers.nats.subscription import NatsSubscription
 from penstock.config import parse_url
 from penstock.errors import BrokerUnavailable, ConfigError, PublishError, QueueMismatch, Unsupported
@@ -28,8 +30,6 @@ from penstock.message import Outgoing
 
 log = logging.getLogger("penstock.nats")
 
-DEFAULT_LEASE = 30.0
-"""Seconds, of a queue that nobody has consumed yet."""
 DUPLICATE_WINDOW = 120.0
 """Seconds within which the server stores one message of an id."""
 
@@ -62,7 +62,8 @@ class NatsBroker:
         self._limits: dict[str, int] = {}
         self.bindings = Bindings(self.names, self._replicas, self.link.timeout)
         self.notes = Notes(self.names, self._replicas, self.link.timeout)
-        self.headcount = Headcount(self.names, self._held)
+        self.headcount = Headcount(self.names, self._held, self._is_inbox)
+        self.news = News(self.names, self._hear)
         dedup = options.get("dedup", False)
         self.publisher = Publisher(self.link, self.names, self.bindings, self._limits, dedup)
         self.capabilities = Capabilities(
@@ -100,7 +101,10 @@ class NatsBroker:
         await self.bindings.begin(line, api)
         await self.notes.begin(api)
         self.headcount.begin(line)
+        self.news.begin(line)
         await line.flush(self.link.timeout)
+        for subscription in self._subscriptions:
+            subscription.doubt()
 
     async def close(self) -> None:
         for subscription in self._subscriptions:
@@ -110,6 +114,14 @@ class NatsBroker:
             await inbox.close()
         self._inboxes.clear()
         await self.link.close()
+
+    def _hear(self, item: Item) -> None:
+        for subscription in self._subscriptions:
+            subscription.hear(item)
+
+    def _is_inbox(self, address: str) -> bool:
+        """Whether it is one that somebody hears whose prefix is ours."""
+        return address.startswith(self._inbox_prefix) and re.fullmatch(r"[!-~]{1,200}", address) is not None
 
     def _held(self) -> Count:
         """What our subscriptions hold."""
@@ -139,7 +151,7 @@ class NatsBroker:
         """The stream first, which keeps what nobody consumes yet; only what is bound is published to it."""
         stream = self.names.stream(queue.name)
         try:
-            await api.make_stream(
+            made = await api.make_stream(
                 name=stream,
                 subjects=[self.names.subjects(queue.name)],
                 retention="workqueue",
@@ -152,6 +164,9 @@ class NatsBroker:
         except Refusal as refusal:
             if refusal.number != NAME_IN_USE:
                 raise
+        else:
+            if made:
+                self.news.tell(api.line, Item(queue.name))
         config = await self._existing(api, queue, stream)
         if config["max_msgs"] > 0:
             self._limits[queue.name] = config["max_msgs"]
@@ -193,10 +208,10 @@ class NatsBroker:
             raise BrokerUnavailable(f"there is no queue {name!r}")
         await self.declare(queue)
 
-    async def clear(self, queue: str, page: int, lease: float) -> int:
+    async def clear(self, queue: str, page: int) -> int:
         """Take and acknowledge all that is there; how much that was."""
         removed = 0
-        subscription = NatsSubscription(self, [queue], page, lease, lambda _: None, ahead=False, sorts=False)
+        subscription = NatsSubscription(self, [queue], page, None, lambda _: None, ahead=False, sorts=False)
         self._subscriptions.append(subscription)
         try:
             while taken := await subscription.receive(page, 0):
@@ -221,11 +236,17 @@ class NatsBroker:
         line = await self.link.line()
         for message in messages:
             address = message.topic
-            if address.startswith(self._inbox_prefix) and re.fullmatch(r"[!-~]{1,200}", address):
-                try:
-                    self._send(line, address, message)
-                except PublishError as error:
-                    log.warning("a reply was not sent: %s", error)
+            if not self._is_inbox(address):
+                log.warning(
+                    "a reply was not sent: %.100r is no inbox under %s (inbox_prefix must be the same on both sides)",
+                    address,
+                    self._inbox_prefix,
+                )
+                continue
+            try:
+                self._send(line, address, message)
+            except PublishError as error:
+                log.warning("a reply was not sent: %s", error)
         await line.room()
 
     def _send(self, line: Line, subject: str, message: Outgoing) -> None:

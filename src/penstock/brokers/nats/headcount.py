@@ -24,16 +24,19 @@ _decode = msgspec.json.Decoder(Count).decode
 
 
 class Headcount:
-    """Of one broker; `ours()` says what it holds itself."""
+    """Of one broker; `ours()` says what it holds itself, to inboxes alone."""
 
-    def __init__(self, names: Names, ours: Callable[[], Count]) -> None:
+    def __init__(self, names: Names, ours: Callable[[], Count], is_inbox: Callable[[str], bool]) -> None:
         self._subject = f"{names.space}.who"
         self._ours = ours
+        self._is_inbox = is_inbox
 
     def begin(self, line: Line) -> None:
         """Answer on a new line."""
 
         def answer(subject: bytes, reply: bytes, data: bytes, block: bytes | None) -> None:
+            if not self._is_inbox(reply.decode(errors="replace")):
+                return
             text = msgspec.json.encode(self._ours())
             line.write(b"PUB %b %d\r\n%b\r\n" % (reply, len(text), text))
 

@@ -27,6 +27,8 @@ Handler = Callable[[bytes, bytes, bytes, "bytes | None"], None]
 
 HIGH_WATER = 1_000_000  # bytes written but not yet on their way, beyond which writers wait
 CLOSE_TIMEOUT = 5.0  # seconds
+ABORT_TIMEOUT = 0.5
+"""Seconds to end what never began: a failed handshake may be waited for in vain."""
 
 
 class Asker(Protocol):
@@ -40,11 +42,18 @@ class Asker(Protocol):
 
 
 class _Wire(Client):
-    """The driver's client, which tells its line what comes and when it ends."""
+    """The driver's client, which tells its line what comes and when it ends. `secure`: nothing is said in clear."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, secure: bool) -> None:
         super().__init__()
         self._line = line
+        self._secure = secure
+
+    def _connect_command(self) -> bytes:
+        """:raises BrokerRefused: TLS was asked for, and the server that greeted us would go on without."""
+        if self._secure and not (self._server_info.get("tls_required") or self.options["tls_handshake_first"]):
+            raise BrokerRefused("this server speaks no TLS, which the URL asks for: nothing was sent to it")
+        return super()._connect_command()
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         self._line.arrived(sid, subject, reply, data, headers or None)
@@ -57,6 +66,11 @@ class _Wire(Client):
         self._line.ended(self._err)
         self._pending, self._pending_data_size = [], 0  # what is not written yet must not hold up the end
         await super()._close(status, do_cbs)
+
+    @property
+    def reads(self) -> bool:
+        """An answer could be heard: not once everything in the event loop was cancelled."""
+        return self._reading_task is not None and not self._reading_task.done()
 
     def hand_over(self, data: bytes) -> None:
         """Have it written soon."""
@@ -98,13 +112,14 @@ class _Wire(Client):
 class Line:
     """Made by `Link`. Every method is for the event loop that it was opened in."""
 
-    def __init__(self, inbox_prefix: str) -> None:
+    def __init__(self, inbox_prefix: str, secure: bool) -> None:
         self.inbox = f"{inbox_prefix}.{secrets.token_hex(11)}"
-        self._client = _Wire(self)
+        self._client = _Wire(self, secure)
         self._handlers: dict[int, Handler] = {}
         self._sids = itertools.count(1)
         self._numbers = itertools.count(1)
         self._asked: dict[bytes, tuple[Asker, int, str]] = {}
+        self._watched: dict[str, Callable[[BrokerRefused], None]] = {}
         self._prefix = f"{self.inbox}.".encode()
         self._on_end: list[Callable[[], None]] = []
         self._ended: str | None = None
@@ -200,6 +215,10 @@ class Line:
 
     # -- asking
 
+    def watch(self, subject: str, refused: Callable[[BrokerRefused], None]) -> None:
+        """Have it called when the server says that this user may not publish to `subject`."""
+        self._watched[subject.lower()] = refused
+
     def expect(self, asker: Asker, number: int, subject: str) -> bytes:
         """A subject to which one answer to `asker` can be sent. `subject`: where it is asked."""
         word = b"%d" % next(self._numbers)
@@ -243,6 +262,9 @@ class Line:
             if f'"{subject.lower()}"' in text:
                 del self._asked[word]
                 asker.refused(number, refusal)
+        for subject, refused in self._watched.items():
+            if f'"{subject}"' in text:
+                refused(refusal)
 
     # -- the end
 
@@ -255,6 +277,7 @@ class Line:
         if not self._end.done():
             self._end.set_result(None)
         self._handlers.clear()
+        self._watched.clear()
         asked, self._asked = list(self._asked.values()), {}
         for asker, number, _ in asked:
             asker.refused(number, BrokerUnavailable(self._ended))
@@ -264,12 +287,12 @@ class Line:
 
     async def close(self) -> None:
         """Write what is to be written, and end. Idempotent."""
-        if not self.closed:
+        if not self.closed and self._client.reads:
             with contextlib.suppress(BrokerError):
                 await self.flush(CLOSE_TIMEOUT)
         self.ended(None)
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
+            async with asyncio.timeout(CLOSE_TIMEOUT if self._open else ABORT_TIMEOUT):
                 await self._client.end()
         except (NatsError, OSError, TimeoutError) as error:
             log.debug("closing: %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -33,6 +34,12 @@ OPTIONS: dict[str, Any] = {
     "tls_first": bool,
 }
 
+INBOX = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
+"""What can be the beginning of an inbox's address."""
+
+_HOPELESS = re.compile("CERT|UNKNOWN_CA|WRONG_VERSION|PROTOCOL")
+"""In why a handshake failed: it will fail again."""
+
 _driver_log = logging.getLogger("nats")
 
 OnOpen = Callable[[Line], Awaitable[None]]
@@ -48,11 +55,13 @@ class Link:
         self.timeout = options.get("timeout", CONNECT_TIMEOUT)
         self._shown = mask(url.partition("?")[0])
         self._inbox_prefix = options.get("inbox_prefix", "_INBOX")
+        if not INBOX.fullmatch(self._inbox_prefix):
+            raise ConfigError(f"inbox_prefix is the beginning of a subject, without wildcards: {self._inbox_prefix!r}")
         self._servers = [_address(parts, f"{parts.host or '127.0.0.1'}:{parts.port or 4222}")]
         self._servers += [_address(parts, one) for one in options.get("servers", "").split(",") if one]
         self._discovered: list[str] = []
-        self._secure = parts.scheme == "tls"
         self._tls_files = {name: options.get(name) for name in ("cafile", "certfile", "keyfile")}
+        self._secure = parts.scheme == "tls" or any(self._tls_files.values())
         if options.get("keyfile") and not options.get("certfile"):
             raise ConfigError("keyfile needs certfile")
         self._driver = _driver_options(parts, options)
@@ -60,7 +69,7 @@ class Link:
         self._on_open = on_open
         self._line: Line | None = None
         self._opening = asyncio.Lock()
-        self._closed = False
+        self._closings = 0
 
     @property
     def current(self) -> Line | None:
@@ -84,15 +93,24 @@ class Link:
     async def _open(self) -> Line:
         if _driver_log.level == logging.NOTSET:
             _driver_log.setLevel(logging.CRITICAL)  # each failure is told once, by us
-        line = Line(self._inbox_prefix)
+        line = Line(self._inbox_prefix, self._secure)
+        closings = self._closings
         try:
+            options = {**self._driver, **await self._tls()}
             try:
-                options = {**self._driver, **await self._tls()}
                 async with asyncio.timeout(2 * self.timeout + 1):
                     await line.open(servers=[*self._servers, *self._discovered], **options)
             except (NatsError, OSError, TimeoutError, ValueError) as error:
                 raise self.translate(line.last_error or error) from None
+            except ImportError as error:
+                raise BrokerRefused(f"creds and nkeys_seed need pip install 'penstock[nats]': {error}") from None
+            except Exception as error:
+                if not type(error).__module__.startswith("nkeys"):
+                    raise
+                raise BrokerRefused(f"{self._shown}: creds or nkeys_seed: {_in_one_line(error)}") from None
             await self._on_open(line)
+            if closings != self._closings:
+                raise BrokerUnavailable("it was closed meanwhile")
         except BaseException as error:
             await line.close()
             if isinstance(error, BrokerError):
@@ -102,12 +120,17 @@ class Link:
         return line
 
     async def _tls(self) -> dict[str, Any]:
-        if not self._secure and not any(self._tls_files.values()):
+        """:raises BrokerRefused: files that are none, or do not belong together."""
+        if not self._secure:
             return {}
-        return {"tls": await asyncio.to_thread(_context, **self._tls_files)}
+        try:
+            return {"tls": await asyncio.to_thread(_context, **self._tls_files)}
+        except (OSError, ValueError) as error:
+            raise BrokerRefused(f"cafile, certfile or keyfile: {_in_one_line(error)}") from None
 
     async def close(self) -> None:
-        """Idempotent; another `line()` opens again."""
+        """Idempotent; another `line()` opens again. A line that is being opened is closed as soon as it is there."""
+        self._closings += 1
         line, self._line = self._line, None
         if line is not None:
             await line.close()
@@ -119,19 +142,27 @@ class Link:
 
     def translate(self, error: BaseException) -> BrokerError:
         """What the driver says of a connection that could not be made, as one of ours, in one line."""
-        text = " ".join(str(error).split()).removeprefix("nats: ").strip("'")
+        text = _in_one_line(error)
         lower = text.lower()
         if "authorization" in lower or "authentication" in lower:
             return BrokerRefused(f"{self._shown} refuses the login: {text}")
+        if isinstance(error, ssl.SSLError) and _HOPELESS.search(error.reason or ""):
+            return BrokerRefused(f"{self._shown}: {text}")
         if isinstance(error, ssl.SSLCertVerificationError | FileNotFoundError):
             return BrokerRefused(f"{self._shown}: {text}")
         if isinstance(error, ValueError) and not isinstance(error, OSError):
+            return BrokerRefused(f"{self._shown}: {text}")
+        if isinstance(error, NatsError) and any(word in lower for word in ("invalid", "nkeys", "credentials")):
             return BrokerRefused(f"{self._shown}: {text}")
         if "maximum connections exceeded" in lower:
             return BrokerUnavailable(f"{self._shown}: the server has as many connections as it may have")
         if isinstance(error, TimeoutError) and text in ("", "timeout"):
             text = "no answer in time"
         return BrokerUnavailable(f"{self._shown}: {text or type(error).__name__}")
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).removeprefix("nats: ").strip("'")
 
 
 def _address(parts: URL, place: str) -> str:

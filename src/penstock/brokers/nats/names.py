@@ -59,8 +59,8 @@ class Names:
         self.notes_stream = f"{space}-notes"
         self.all_bindings = f"{space}.bind.>"
         self.all_notes = f"{space}.note.>"
-        self.leases = f"{space}.lease"
-        """Where the change of a queue's lease is told."""
+        self.news = f"{space}.news"
+        """Where it is told that a queue's lease changes, or its stream was made anew."""
 
     def stream(self, queue: str) -> str:
         """The stream of a queue."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from penstock.brokers.nats import api, wire
@@ -21,10 +22,19 @@ from penstock.errors import (
     QueueFull,
     Unroutable,
 )
-from penstock.message import Outgoing
+from penstock.message import RESERVED, Outgoing
 
 TOGETHER = 1000
 """Messages whose confirmations are awaited at the same time."""
+BYTES_TOGETHER = 8 * 2**20
+"""Bytes of bodies for which the same holds."""
+SOON = 500_000
+"""Bytes of bodies after which is seen whether the line is full."""
+ELECTION = 5.0
+"""Seconds for which a stream that does not answer, but is there, is tried again."""
+ELECTION_PAUSE = 0.1  # seconds
+HEADROOM = 32 * 1024
+"""Bytes of headers that are kept for what is written to a message later: its history, its traceback."""
 
 
 class Letter(NamedTuple):
@@ -35,6 +45,12 @@ class Letter(NamedTuple):
     queue: str
     msg_id: str | None = None
     """The server stores one of an id within its duplicate window."""
+    is_moved: bool = False
+    """It was taken before: it may use the room that is kept for that."""
+
+
+class SilentError(BrokerUnavailable):
+    """Nobody listens to the subject of a queue: its stream is gone, or between two leaders."""
 
 
 class _Batch:
@@ -44,7 +60,7 @@ class _Batch:
         self._publisher = publisher
         self._letters = letters
         self.outcomes: list[BrokerError | None] = [None] * len(letters)
-        self._left = len(letters)
+        self.left = len(letters)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def answered(self, number: int, payload: bytes, block: bytes | None) -> None:
@@ -60,14 +76,27 @@ class _Batch:
 
     def _settle(self, number: int, error: BrokerError | None) -> None:
         self.outcomes[number] = error
-        self._left -= 1
-        if not self._left and not self.done.done():
+        self.left -= 1
+        if not self.left and not self.done.done():
             self.done.set_result(None)
 
-    def unknown(self, error: BrokerError) -> None:
-        """Nothing more is heard of those that were not answered."""
-        if self._left and not self.done.done():
-            self.done.set_exception(error)
+
+def _parts(messages: Sequence[Outgoing]) -> Iterator[Sequence[Outgoing]]:
+    """So many together as are awaited at the same time."""
+    begin = size = 0
+    for number, message in enumerate(messages):
+        if number > begin and (number - begin >= TOGETHER or size + len(message.body) > BYTES_TOGETHER):
+            yield messages[begin:number]
+            begin, size = number, 0
+        size += len(message.body)
+    if begin < len(messages):
+        yield messages[begin:]
+
+
+def _msg_id(message: Outgoing) -> str:
+    """The id; with a mark of what the engine has written to the message, which makes of a resend another message."""
+    ours = sorted((name, str(value)) for name, value in message.headers.items() if name.startswith(RESERVED))
+    return f"{message.id}-{hashlib.sha256(repr(ours).encode()).hexdigest()[:16]}" if ours else message.id
 
 
 class Publisher:
@@ -86,8 +115,7 @@ class Publisher:
         :raises BrokerUnavailable, BrokerRefused: nothing is known to be stored.
         """
         outcomes: list[PublishError | None] = []
-        for start in range(0, len(messages), TOGETHER):
-            part = messages[start : start + TOGETHER]
+        for part in _parts(messages):
             for outcome in await self._publish(part):
                 if outcome is not None and not isinstance(outcome, PublishError):
                     raise outcome
@@ -102,9 +130,13 @@ class Publisher:
             routes = await self._routes(ask, topics)
             news = {topic: self._bindings.news[topic] for topic in routes}
             looking = self._look_again(ask, routes)
-            outcomes = await self._to_all(line, messages, routes)
-            if looking is not None:
-                await looking
+            try:
+                outcomes = await self._to_all(line, messages, routes)
+                if looking is not None:
+                    await looking
+            finally:
+                if looking is not None and not looking.done():
+                    looking.cancel()
             changed = [topic for topic in routes if self._bindings.news[topic] != news[topic]]
             if changed or looking is not None:
                 await self._to_the_new(line, ask, messages, routes, changed, outcomes)
@@ -125,10 +157,16 @@ class Publisher:
             routes.update(await self._bindings.look_up(ask, unknown))
         return routes
 
-    def _look_again(self, ask: Api, routes: Mapping[str, tuple[str, ...]]) -> asyncio.Future[object] | None:
+    def _look_again(
+        self, ask: Api, routes: Mapping[str, tuple[str, ...]]
+    ) -> asyncio.Future[dict[str, tuple[str, ...]]] | None:
         """Beside the publishing, at what was looked up a while ago."""
         old = [topic for topic, queues in routes.items() if queues and not self._bindings.is_fresh(topic)]
-        return asyncio.ensure_future(self._bindings.look_up(ask, old)) if old else None
+        if not old:
+            return None
+        looking = asyncio.ensure_future(self._bindings.look_up(ask, old))
+        looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waits is told
+        return looking
 
     async def _to_all(
         self, line: Line, messages: Sequence[Outgoing], routes: Mapping[str, tuple[str, ...]]
@@ -142,7 +180,7 @@ class Publisher:
                 outcomes[index] = Unroutable(message.topic)
                 continue
             for queue in queues:
-                letters.append(Letter(message, message.topic, queue, message.id if self._dedup else None))
+                letters.append(Letter(message, message.topic, queue, _msg_id(message) if self._dedup else None))
                 whose.append(index)
         await self._note(line, letters, whose, outcomes)
         return outcomes
@@ -182,7 +220,7 @@ class Publisher:
         for index, message in enumerate(messages):
             for queue in now.get(message.topic, ()):
                 if queue not in routes[message.topic]:
-                    letters.append(Letter(message, message.topic, queue, message.id if self._dedup else None))
+                    letters.append(Letter(message, message.topic, queue, _msg_id(message) if self._dedup else None))
                     whose.append(index)
                     if isinstance(outcomes[index], Unroutable):
                         outcomes[index] = None
@@ -197,31 +235,84 @@ class Publisher:
         if not letters:
             return []
         line = line or await self._link.line()
+        outcomes = await self._send(line, letters)
+        until = time.monotonic() + ELECTION
+        while again := await self._to_try_again(line, letters, outcomes):
+            if time.monotonic() > until:
+                break
+            await asyncio.sleep(ELECTION_PAUSE)
+            for number, outcome in zip(again, await self._send(line, [letters[n] for n in again]), strict=True):
+                outcomes[number] = outcome
+        return outcomes
+
+    async def _to_try_again(
+        self, line: Line, letters: Sequence[Letter], outcomes: list[BrokerError | None]
+    ) -> list[int]:
+        """Those whose stream did not answer and is there all the same; where it is not, they are unroutable."""
+        silent = [number for number, outcome in enumerate(outcomes) if isinstance(outcome, SilentError)]
+        queues = list({letters[number].queue for number in silent})
+        ask = Api(line, self._link.timeout)
+        found = await asyncio.gather(*(self._is_there(ask, queue) for queue in queues))
+        there = dict(zip(queues, found, strict=True))
+        for number in silent:
+            if not there[letters[number].queue]:
+                outcomes[number] = Unroutable(letters[number].topic)
+        return [number for number in silent if there[letters[number].queue]]
+
+    async def _is_there(self, ask: Api, queue: str) -> bool:
+        """Only a server that says so is believed that a stream is not."""
+        try:
+            return await ask.stream(self._names.stream(queue)) is not None
+        except (Refusal, BrokerError):
+            return True
+
+    async def _send(self, line: Line, letters: Sequence[Letter]) -> list[BrokerError | None]:
         batch = _Batch(self, letters)
         now = time.time()
+        size = 0
         try:
-            async with asyncio.timeout(self._link.timeout + len(letters) / 500):
-                for number, letter in enumerate(letters):
-                    self._write(line, batch, number, letter, now)
-                    if number % 100 == 99:
-                        await line.room()
-                await batch.done
-        except TimeoutError:
-            raise BrokerUnavailable("publishing was not confirmed in time") from None
+            for number, letter in enumerate(letters):
+                self._write(line, batch, number, letter, now)
+                size += len(letter.message.body)
+                if number % 100 == 99 or size > SOON:
+                    size = 0
+                    await self._room(line)
+            await self._confirmed(batch)
         finally:
-            if not batch.done.done() or batch.done.cancelled():
+            if batch.left:
                 line.give_up(batch)
         return batch.outcomes
+
+    async def _room(self, line: Line) -> None:
+        try:
+            async with asyncio.timeout(self._link.timeout):
+                await line.room()
+        except TimeoutError:
+            raise BrokerUnavailable("the server takes nothing more") from None
+
+    async def _confirmed(self, batch: _Batch) -> None:
+        """Wait for as long as there are confirmations."""
+        while batch.left:
+            before = batch.left
+            await asyncio.wait({batch.done}, timeout=self._link.timeout)
+            if batch.left == before:
+                raise BrokerUnavailable("publishing was not confirmed in time")
 
     def _write(self, line: Line, batch: _Batch, number: int, letter: Letter, now: float) -> None:
         message = letter.message
         try:
             block = wire.header_of(message, letter.topic, letter.msg_id, now)
+            room = 0 if letter.is_moved else min(HEADROOM, line.largest // 4)
             size = len(block) + len(message.body)
-            if size > line.largest:
+            if size > line.largest - room:
                 raise PublishError(
-                    f"message {message.id[:80]!r} takes {size} bytes, of which this server carries {line.largest}: "
-                    "raise its max_payload"
+                    f"message {message.id[:80]!r} takes {size} bytes, of which this server carries {line.largest}, "
+                    f"{room} of them kept for its history: raise its max_payload"
+                )
+            if len(block) > wire.MOST_HEADERS - room:
+                raise PublishError(
+                    f"id, key and headers take {len(block)} bytes, of which NATS carries {wire.MOST_HEADERS}, "
+                    f"{room} of them kept for the message's history"
                 )
         except PublishError as error:
             batch.refused(number, error)
@@ -238,7 +329,7 @@ class Publisher:
         """What an answer says that is no plain confirmation."""
         status = wire.status_of(block)
         if status is not None and status[0] == 503:
-            return Unroutable(letter.topic)
+            return SilentError(f"the stream of queue {letter.queue!r} does not answer")
         refusal = api.refusal_in(payload)
         if refusal is None:
             return None if payload.startswith(b'{"stream') else PublishError("the server's answer is not understood")

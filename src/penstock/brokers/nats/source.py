@@ -1,7 +1,9 @@
 """`Source`: where a consumer gets the messages of one queue, by asking for so many at a time.
 
 The server remembers one question at a time of ours and sends what comes until it is answered, so that nobody polls.
-A question is good for half the lease: a consumer that turns no more has none open when its messages go to others.
+A question is good for half the lease: a consumer that turns no more has none open when its messages go to others, and
+what it finds on its line when it turns again is not taken for new. It is good for so many bytes, too: what is on its
+way to a slow consumer is bounded, or the server would cut the line.
 """
 
 from __future__ import annotations
@@ -18,16 +20,27 @@ from penstock.brokers.nats import wire
 from penstock.brokers.nats.api import Api, Consumer, Refusal
 from penstock.brokers.nats.line import Line
 from penstock.brokers.nats.names import CONSUMER, Names
+from penstock.errors import BrokerRefused
 from penstock.message import Delivery
 
 log = logging.getLogger("penstock.nats")
 
+DEFAULT_LEASE = 30.0
+"""Seconds, of a queue that nobody has consumed yet."""
 LONGEST = 30.0
 """Seconds for which one question is good."""
 LATE = 2.0
 """Seconds after its end, after which a question that the server did not close is taken for forgotten."""
 LONGEST_WORD = 0.5
 """Seconds to wait for the answer to a question that is answered at once."""
+TOLD = 0.25
+"""Seconds that those who hold messages have to tell the server so, before their lease becomes shorter."""
+SURE = 5.0
+"""Seconds in which a shorter lease that was told of is kept to, whatever the server says."""
+MOST_BYTES = 2**20
+"""Bytes that one question brings at most, or as much as one message may have."""
+FRAMING = 64 * 1024
+"""Bytes of subjects beside a message."""
 REMAKE_AFTER = 0.25
 """Seconds before a queue is looked for again whose consumer the server has ended: it may still be deleting it."""
 PATIENCE = 50
@@ -48,6 +61,16 @@ class Source:
         self.held = 0
         self.ack_wait = 30.0
         """The lease in seconds, as the server keeps it."""
+        self.soon: float | None = None
+        """A shorter one that is to come."""
+        self._sure_until = 0.0  # of the monotonic clock
+        self.doubts = 0
+        """How often there was reason to think that what is held is in its place no more."""
+        self.cleared = 0
+        """Up to which of them it was looked at."""
+        self.refusal: BrokerRefused | None = None
+        """Why nothing may be asked for."""
+        self._made = ""
         self.beaten = 0.0
         """When the last heartbeat was sent that the server has confirmed, of the monotonic clock."""
         self.asked = 0
@@ -66,18 +89,41 @@ class Source:
         self._line_before: Line | None = None
         self.resting = False
         """Nothing is asked for until somebody asks for it."""
+        self._asked_at = 0.0  # of the monotonic clock
         self._until = 0.0  # of the monotonic clock
+        self._most = 0  # bytes
+        self._heard_some = False
         self._word: asyncio.Future[int] | None = None
 
-    def begin(self, line: Line, ack_wait: float, number: int) -> None:
+    @property
+    def doubtful(self) -> bool:
+        """Whether what is held must be looked for before it is settled."""
+        return self.doubts != self.cleared
+
+    def know(self, consumer: Consumer) -> None:
+        """Take over what the server says of the consumer."""
+        self.doubts += self._made not in ("", consumer.made)
+        self._made = consumer.made
+        sure = time.monotonic() < self._sure_until
+        self.ack_wait = min(consumer.ack_wait, self.ack_wait) if sure else consumer.ack_wait
+
+    def hasten(self) -> None:
+        """Keep to the shorter lease that is to come."""
+        if self.soon is not None:
+            self.ack_wait = min(self.ack_wait, self.soon)
+            self._sure_until = time.monotonic() + SURE
+            self.soon = None
+
+    def begin(self, line: Line, number: int) -> None:
         """Listen on this line from now on."""
         if line is not self._line_before:
             self._line_before = line
-            self.pause_to_mend = 2 * ack_wait
+            self.pause_to_mend = 2 * self.ack_wait
             self.mend_at = time.monotonic() + self.pause_to_mend
         self.asked = 0
-        self.ack_wait = ack_wait
+        self._most = max(MOST_BYTES, line.largest + FRAMING)
         self._line = line
+        line.watch(self._next.decode(), self._refused)
         self._inbox = f"{line.inbox}.pull.{number}".encode()
         self._sid = line.listen(self._inbox.decode(), self._receive)
 
@@ -92,6 +138,7 @@ class Source:
 
     def end(self) -> None:
         """It was the server that ended it: begin again."""
+        self.doubts += 1
         line, self._line = self._line, None
         self.asked = 0
         self.begin_at = time.monotonic() + REMAKE_AFTER
@@ -104,15 +151,15 @@ class Source:
         return self.share - self.held - self.asked
 
     def ask(self, count: int, *, wait: float | None = None) -> None:
-        """Have up to `count` messages sent: as long as it takes, or those that are there within `wait` seconds as
-        soon as there is one.
+        """Have up to `count` messages sent, within half the lease; or those that are there within `wait` seconds, if
+        that is less, as soon as there is one.
 
         :raises BrokerUnavailable: the connection has ended.
         """
         if count <= 0 or self._line is None or self.asked:
             return
-        seconds = min(self.ack_wait / 2, LONGEST) if wait is None else wait
-        question: dict[str, object] = {"batch": count}
+        seconds = min(self.ack_wait / 2, LONGEST if wait is None else wait)
+        question: dict[str, object] = {"batch": count, "max_bytes": self._most}
         if wait is not None:
             question["no_wait"] = True
         if seconds > 0:
@@ -120,7 +167,9 @@ class Source:
         payload = msgspec.json.encode(question)
         self._line.write(b"PUB %b %b %d\r\n%b\r\n" % (self._next, self._inbox, len(payload), payload))
         self.asked = count
-        self._until = time.monotonic() + seconds
+        self._heard_some = False
+        self._asked_at = time.monotonic()
+        self._until = self._asked_at + seconds
 
     def _receive(self, subject: bytes, ack: bytes, body: bytes, block: bytes | None) -> None:
         status = None if ack else wire.status_of(block)
@@ -128,9 +177,14 @@ class Source:
             self._closed(*status)
             return
         self.asked -= self.asked > 0
-        delivery = wire.to_delivery(subject, body, block, self.queue, self, ack, time.monotonic())
-        self.held += 1
+        self._heard_some = True
         self._heard(0)
+        now = time.monotonic()
+        if now - self._asked_at > self.ack_wait:
+            return  # we stood still, and it has lain here: it is somebody else's by now
+        at = now if now < self._until else self._asked_at
+        delivery = wire.to_delivery(subject, body, block, self.queue, self, ack, at)
+        self.held += 1
         self._arrived(self, delivery)
 
     def _closed(self, code: int, text: str) -> None:
@@ -138,11 +192,18 @@ class Source:
         if code == 100 or self._heard(code if code == 404 or "Requests Pending" in text else 0):
             return  # a heartbeat, or about what was asked only to hear something
         self.asked = 0
-        if code == 503 or (code == 409 and ("Deleted" in text or "push" in text)):
+        if "MaxBytes" in text:
+            self._most = self._most if self._heard_some else 2 * self._most
+        elif code == 503 or (code == 409 and ("Deleted" in text or "push" in text)):
             log.warning("queue %r: the server ended its consumer (%s): consuming it again", self.queue, text)
             self.end()
         elif code == 409 and "Leadership" not in text:
             log.warning("queue %r: the server does not send: %s", self.queue, text)
+        self._ended(self)
+
+    def _refused(self, refusal: BrokerRefused) -> None:
+        self.refusal = refusal
+        self.asked = 0
         self._ended(self)
 
     # -- withdrawing
@@ -191,10 +252,11 @@ class Source:
         return word is not None and code != 0
 
 
-async def join(api: Api, stream: str, lease: float) -> float | None:
-    """Make sure of a queue's consumer; its lease in seconds, or None: there is no such queue.
+async def join(api: Api, stream: str, lease: float | None, tell: Callable[[float], None]) -> Consumer | None:
+    """Make sure of a queue's consumer; None: there is no such queue.
 
-    The shortest lease of those who use it is kept, as long as somebody uses it.
+    The shortest lease of those who use it is kept, as long as somebody uses it; `tell(lease)` says so to those who
+    hold something before it is shorter. With a lease of None it is used as it is.
 
     :raises Refusal, BrokerUnavailable, BrokerRefused: it cannot be asked.
     """
@@ -202,11 +264,14 @@ async def join(api: Api, stream: str, lease: float) -> float | None:
     if found is None:
         if await api.stream(stream) is None:
             return None
-        return (await api.make_consumer(stream, lease)).ack_wait
+        return await api.make_consumer(stream, DEFAULT_LEASE if lease is None else lease)
     unused = not (found.waiting or found.held)
-    if found.ack_wait > lease or (unused and found.ack_wait < lease):
-        return (await api.make_consumer(stream, lease)).ack_wait
-    return found.ack_wait
+    if lease is None or lease == found.ack_wait or (found.ack_wait < lease and not unused):
+        return found
+    if found.ack_wait > lease and not unused:
+        tell(lease)
+        await asyncio.sleep(TOLD)
+    return await api.make_consumer(stream, lease)
 
 
 async def mend(api: Api, stream: str) -> Consumer | None:

@@ -15,6 +15,7 @@ from penstock.brokers.base import OnLost, Release, Settlement
 from penstock.brokers.nats.api import Api, Refusal, as_ours
 from penstock.brokers.nats.hand import Hand
 from penstock.brokers.nats.line import Line
+from penstock.brokers.nats.news import Item
 from penstock.brokers.nats.source import Source, join, mend
 from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery
@@ -43,7 +44,8 @@ _numbers = itertools.count(1)
 class NatsSubscription:
     """`prefetch` is divided among the queues, for each has a consumer of its own on the server: with more queues than
     `prefetch` each may still hold one. With `ahead=False` messages are asked for by `receive` alone. With
-    `sorts=False` it takes what comes, delayed or not, and does not ask why it comes again.
+    `sorts=False` it takes what comes, delayed or not, and does not ask why it comes again. A lease of None is that of
+    the others.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class NatsSubscription:
         broker: NatsBroker,
         names: Sequence[str],
         prefetch: int,
-        lease: float,
+        lease: float | None,
         on_lost: OnLost,
         ahead: bool,
         sorts: bool = True,
@@ -69,7 +71,7 @@ class NatsSubscription:
             Source(broker.names, queue, share + (number < more) if ahead else prefetch, self._arrive, self._closed_one)
             for number, queue in enumerate(queues)
         ]
-        self._hand = Hand(broker.link, broker.publisher, broker.notes, on_lost, self._changed)
+        self._hand = Hand(broker.link, broker.publisher, broker.notes, on_lost, self._changed, broker.revive)
         self._arrived: deque[Delivery] = deque()
         self._early: list[Delivery] = []
         self._again: list[Delivery] = []
@@ -93,6 +95,19 @@ class NatsSubscription:
         """How much of each queue is in hand, or about to be."""
         return {source.queue: source.held for source in self._sources} if not self._closed else {}
 
+    def doubt(self) -> None:
+        """On a new line what is held is looked for before it is settled."""
+        for source in self._sources:
+            source.doubts += 1
+
+    def hear(self, item: Item) -> None:
+        """What is told of a queue."""
+        for source in self._sources:
+            if source.queue == item.queue and item.lease is None:
+                source.doubts += 1
+            elif source.queue == item.queue and item.lease is not None and item.lease < source.ack_wait:
+                self._hand.hurry(source, item.lease)
+
     # -- receiving
 
     async def receive(self, limit: int, wait: float) -> list[Delivery]:
@@ -104,6 +119,7 @@ class NatsSubscription:
         while not self._closed:
             if not self.consuming:
                 await self._rejoin()
+            self._may_ask()
             self._mend_in_time()
             if asked and self._arrived:
                 await self._have_all(limit)
@@ -125,6 +141,13 @@ class NatsSubscription:
                 left = LOOK
             await self._bell.wait(min(max(left, 0.01), LOOK))
         return []
+
+    def _may_ask(self) -> None:
+        """:raises BrokerRefused: this user may not."""
+        for source in self._sources:
+            refusal, source.refusal = source.refusal, None
+            if refusal is not None:
+                raise refusal
 
     def _waits_for_answers(self) -> bool:
         return any(source.asked for source in self._sources) or bool(self._again or self._early)
@@ -251,7 +274,13 @@ class NatsSubscription:
     async def _rejoin(self) -> None:
         if self._joining is None:
             self._joining = self._by_itself(self._join())
-        await asyncio.shield(self._joining)
+        joining = self._joining
+        try:
+            await asyncio.shield(joining)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not (self._closed and joining.cancelled()) or (task is not None and task.cancelling()):
+                raise
 
     async def _join(self) -> None:
         """Begin every source that has none of the line.
@@ -276,7 +305,12 @@ class NatsSubscription:
 
     async def _mend(self, source: Source) -> None:
         try:
-            await mend(Api(await self._link.line(), self._link.timeout), source.stream)
+            line = await self._link.line()
+            consumer = await mend(Api(line, self._link.timeout), source.stream)
+            if consumer is not None:
+                source.know(consumer)
+            if source.doubtful:
+                await self._hand.check(line, {source})
         except (BrokerError, Refusal) as error:
             log.debug("queue %r: %s", source.queue, error)
         finally:
@@ -288,18 +322,26 @@ class NatsSubscription:
             source.end()
         await asyncio.sleep(max(source.begin_at - time.monotonic(), 0.0))
         try:
-            ack_wait = await join(api, source.stream, self._lease)
-            if ack_wait is None:
+            consumer = await join(api, source.stream, self._lease, lambda lease: self._tell(line, source, lease))
+            if consumer is None:
                 await self._broker.revive(source.queue)
-                ack_wait = await join(api, source.stream, self._lease)
+                consumer = await join(api, source.stream, self._lease, lambda lease: self._tell(line, source, lease))
+            elif queue := self._broker.queues.get(source.queue):
+                await self._broker.bindings.add(line, queue.name, (queue.name, *queue.topics))
         except Refusal as refusal:
             raise as_ours(refusal, f"queue {source.queue!r}") from None
-        if ack_wait is None:
+        if consumer is None:
             raise BrokerUnavailable(f"there is no queue {source.queue!r}")
+        source.know(consumer)
+        if source.doubtful:
+            await self._hand.check(line, {source})
         if not self._closed:
-            source.begin(line, ack_wait, next(_numbers))
+            source.begin(line, next(_numbers))
             if self._ahead:
                 source.ask(source.room)
+
+    def _tell(self, line: Line, source: Source, lease: float) -> None:
+        self._broker.news.tell(line, Item(source.queue, lease))
 
     # -- settling
 
@@ -318,7 +360,7 @@ class NatsSubscription:
         if source.asked:
             await source.withdraw(self._link.timeout)
             if not self._closed and not line.closed:
-                source.begin(line, source.ack_wait, next(_numbers))
+                source.begin(line, next(_numbers))
 
     # -- closing
 
@@ -334,11 +376,12 @@ class NatsSubscription:
         await asyncio.shield(self._ending)
 
     async def _end(self) -> None:
+        begun = (self._joining, self._sorting, self._withdrawing, self._mending)
+        going_on = [one for one in begun if one is not None]
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT + len(self._hand.held) / PER_SECOND):
-                for going_on in (self._joining, self._sorting, self._withdrawing, self._mending):
-                    if going_on is not None:
-                        await asyncio.wait({going_on})
+                for one in going_on:
+                    await asyncio.wait({one})
                 await asyncio.gather(*(source.withdraw(self._link.timeout) for source in self._sources))
                 if self._hand.held:
                     line = await self._link.line()
@@ -346,7 +389,10 @@ class NatsSubscription:
                         await self._broker.notes.read(line, again)
                     await self._hand.give_back(line, list(self._hand.held.values()))
         except (BrokerError, TimeoutError) as error:
-            log.warning("could not give back what was held, it comes again: %s", error or "no answer in time")
+            log.warning("could not give back what was held, it comes again: %s", str(error) or "no answer in time")
+        finally:
+            for one in going_on:
+                one.cancel()
         self._hand.stop()
         self._broker.forget(self)
 

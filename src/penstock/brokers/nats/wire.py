@@ -57,6 +57,8 @@ class Token(msgspec.Struct, frozen=True):
     stamp: str
     """When it was stored, in nanoseconds."""
     due: float
+    rewritten: bytes = b""
+    """The header block that stands for the stored one, if it was noted that there is another."""
 
 
 class Place(NamedTuple):
@@ -161,6 +163,14 @@ def _envelope(block: bytes | None, place: Place | None) -> Envelope:
     return _foreign(headers_of(block), place)
 
 
+def rewrite(delivery: Delivery, block: bytes) -> None:
+    """Have all but its body from another header block of ours."""
+    envelope = _envelope(block, None)
+    delivery.headers, delivery.key, delivery.priority = envelope.headers, envelope.key, envelope.priority
+    delivery.expires_at, delivery.reply_to = envelope.expires, envelope.reply_to
+    delivery.token = msgspec.structs.replace(delivery.token, rewritten=block, due=envelope.due)
+
+
 def _foreign(headers: dict[str, str], place: Place | None) -> Envelope:
     """A message that somebody else published keeps the id that its place gives it."""
     found: dict[str, Any] = {}
@@ -179,8 +189,16 @@ def headers_of(block: bytes | None) -> dict[str, str]:
     for line in (block or b"").split(b"\r\n")[1:]:
         name, colon, value = line.partition(b":")
         if colon:
-            found[name.decode(errors="replace").strip()] = value.decode(errors="replace").strip()
+            found[_text(name)] = _text(value)
     return found
+
+
+def _text(raw: bytes) -> str:
+    """What is no UTF-8 is taken for Latin-1: no two values become one."""
+    try:
+        return raw.decode().strip()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1").strip()
 
 
 def status_of(block: bytes | None) -> tuple[int, str] | None:
