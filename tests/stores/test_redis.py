@@ -13,6 +13,7 @@ import pytest
 from penstock.brokers.redis import RedisBroker
 from penstock.errors import BrokerRefused, BrokerUnavailable
 from penstock.redis.link import Link
+from penstock.redis.listening import Listening
 from penstock.stores import registry
 from penstock.stores.base import Put, StoreCapabilities
 from penstock.stores.redis import RedisStore
@@ -231,4 +232,26 @@ async def test_somebody_elses_keys_under_our_names_are_refused(redis_url: str) -
     with pytest.raises(BrokerRefused, match="something else under a key of ours"):
         await store.get(["a"])
     link.close()
+    await store.close()
+
+
+async def test_who_listens_in_the_moment_in_which_a_connection_is_made_waits_for_nothing(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of connecting and word of it there is a turn of the event loop, which must be given."""
+    store = RedisStore(redis_url)
+    await store.open()
+    connect, late = Listening._connect, []
+
+    async def connect_and_listen(listening: Listening) -> None:
+        await connect(listening)
+        late.append(asyncio.create_task(watch.follow(["second"])))  # it runs before what is called at our end
+
+    monkeypatch.setattr(Listening, "_connect", connect_and_listen)
+    watch = store.watch()
+    async with asyncio.timeout(10):
+        await watch.follow(["first"])
+        await asyncio.gather(*late)
+        await store.apply([Put("second", b"", tell=True)])
+        assert await watch.receive(10) == {"second"}
     await store.close()

@@ -50,7 +50,8 @@ class Listening:
     @property
     def up(self) -> bool:
         """Whether all that somebody listens to is heard."""
-        return self._connecting is None and self._line is not None and self._line.up
+        connecting = self._connecting is not None and not self._connecting.done()
+        return not connecting and self._line is not None and self._line.up
 
     async def subscribe(self, channels: Iterable[str], listener: Listener) -> None:
         """When it returns, what is said on these channels is heard.
@@ -108,7 +109,8 @@ class Listening:
         """
         closings = self._closings
         while self._line is None or not self.up:
-            if self._connecting is None:
+            # One that has just ended has not told us yet: to wait for it would be no wait at all.
+            if self._connecting is None or self._connecting.done():
                 self._connecting = asyncio.create_task(self._connect(), name="penstock-redis-listening-connect")
                 self._connecting.add_done_callback(self._connected)
             connecting, task = self._connecting, asyncio.current_task()

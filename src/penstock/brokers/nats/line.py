@@ -96,13 +96,15 @@ class _Wire(Client):
 
     async def end(self) -> None:
         """Close, whatever became of it."""
-        if self._flush_queue is not None:  # else `connect` was never begun
-            await self.close()
-        transport: Any = self._transport
-        if transport:
-            transport.close()
-            with contextlib.suppress(OSError):
-                await transport.wait_closed()
+        try:
+            if self._flush_queue is not None:  # else `connect` was never begun
+                await self.close()
+        finally:
+            transport: Any = self._transport
+            if transport:
+                transport.close()
+                with contextlib.suppress(OSError):
+                    await transport.wait_closed()
 
     def ping(self, answered: asyncio.Future[Any]) -> None:
         self._pongs.append(answered)

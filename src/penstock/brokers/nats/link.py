@@ -40,6 +40,10 @@ INBOX = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _HOPELESS = re.compile("CERT|UNKNOWN_CA|WRONG_VERSION|PROTOCOL")
 """In why a handshake failed: it will fail again."""
 
+_CREDENTIALS = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
+"""What stands in a file of credentials."""
+MAX_LOGIN = 2**16  # bytes of it
+
 _driver_log = logging.getLogger("nats")
 
 OnOpen = Callable[[Line], Awaitable[None]]
@@ -97,6 +101,7 @@ class Link:
         closings = self._closings
         try:
             options = {**self._driver, **await self._tls()}
+            await self._check_login()
             try:
                 async with asyncio.timeout(2 * self.timeout + 1):
                     await line.open(servers=[*self._servers, *self._discovered], **options)
@@ -127,6 +132,21 @@ class Link:
             return {"tls": await asyncio.to_thread(_context, **self._tls_files)}
         except (OSError, ValueError) as error:
             raise BrokerRefused(f"cafile, certfile or keyfile: {_in_one_line(error)}") from None
+
+    async def _check_login(self) -> None:
+        """A server that asks for no login would never have the file looked at.
+
+        :raises BrokerRefused: there is no such file, or no login in it.
+        """
+        creds = self._driver.get("user_credentials")
+        if creds is None:
+            return
+        try:
+            held = await asyncio.to_thread(_read, creds)
+        except OSError as error:
+            raise BrokerRefused(f"creds: {creds}: {error.strerror}") from None
+        if not all(mark in held for mark in _CREDENTIALS):
+            raise BrokerRefused(f"creds: {creds} holds no user's token and seed")
 
     async def close(self) -> None:
         """Idempotent; another `line()` opens again. A line that is being opened is closed as soon as it is there."""
@@ -159,6 +179,11 @@ class Link:
         if isinstance(error, TimeoutError) and text in ("", "timeout"):
             text = "no answer in time"
         return BrokerUnavailable(f"{self._shown}: {text or type(error).__name__}")
+
+
+def _read(file: str) -> bytes:
+    with open(file, "rb") as opened:
+        return opened.read(MAX_LOGIN)
 
 
 def _in_one_line(error: BaseException) -> str:
