@@ -291,8 +291,10 @@ async def mend(api: Api, stream: str) -> Consumer | None:
         log.error("%s: the server has lost messages that it had confirmed: its consumer is made again", stream)
         await api.ask(f"CONSUMER.DELETE.{stream}.{CONSUMER}")
         return await api.make_consumer(stream, consumer.ack_wait)
-    if state["messages"] and state["first_seq"] <= consumer.floor:
-        done = await api.ask(f"STREAM.PURGE.{stream}", {"seq": consumer.floor + 1})
+    # With nothing in anybody's hands all that was delivered is done, wherever the server's count of it stands.
+    settled = consumer.floor if consumer.held else max(consumer.floor, consumer.delivered)
+    if state["messages"] and state["first_seq"] <= settled:
+        done = await api.ask(f"STREAM.PURGE.{stream}", {"seq": settled + 1})
         log.info("%s: removed %s messages that were acknowledged before the server was killed", stream, done["purged"])
     return consumer
 
