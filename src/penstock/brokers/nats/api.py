@@ -64,11 +64,18 @@ async def call(line: Line, subject: str, question: Any, timeout: float) -> Any:
     try:
         answer, _ = await ask(line, f"$JS.API.{subject}", payload, timeout)
     except NobodyThereError:
-        raise BrokerRefused(NO_JETSTREAM) from None
+        raise _absent(line) from None
     refusal = refusal_in(answer)
     if refusal is not None:
+        if refusal.number in NOT_ENABLED:
+            raise _absent(line)
         raise refusal
     return msgspec.json.decode(answer)
+
+
+def _absent(line: Line) -> BrokerError:
+    """Where JetStream was there before, the server is beginning, or ending."""
+    return BrokerUnavailable("JetStream is not there now") if line.proven else BrokerRefused(NO_JETSTREAM)
 
 
 def as_ours(refusal: Refusal, what: str) -> BrokerError:

@@ -116,6 +116,8 @@ class Line:
 
     def __init__(self, inbox_prefix: str, secure: bool) -> None:
         self.inbox = f"{inbox_prefix}.{secrets.token_hex(11)}"
+        self.proven = False
+        """JetStream is known to be there: without it the server is only not ready."""
         self._client = _Wire(self, secure)
         self._handlers: dict[int, Handler] = {}
         self._sids = itertools.count(1)

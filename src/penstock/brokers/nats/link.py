@@ -74,6 +74,7 @@ class Link:
         self._line: Line | None = None
         self._opening = asyncio.Lock()
         self._closings = 0
+        self._proven = False
 
     @property
     def current(self) -> Line | None:
@@ -98,6 +99,7 @@ class Link:
         if _driver_log.level == logging.NOTSET:
             _driver_log.setLevel(logging.CRITICAL)  # each failure is told once, by us
         line = Line(self._inbox_prefix, self._secure)
+        line.proven = self._proven
         closings = self._closings
         try:
             options = {**self._driver, **await self._tls()}
@@ -122,6 +124,7 @@ class Link:
                 raise self.say(error) from None
             raise
         self._discovered = line.others
+        self._proven = line.proven = True
         return line
 
     async def _tls(self) -> dict[str, Any]:
