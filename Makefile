@@ -22,7 +22,7 @@ check: $(READY)  ## style, types and the walls of the house
 
 test: $(READY)  ## every test
 	scripts/servers $(SERVERS)
-	$(BIN)/python -m pytest
+	scripts/test $(BIN)/python
 
 bench: $(READY)  ## ratios against the raw client, in this very run
 	$(BIN)/python -m bench

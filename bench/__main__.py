@@ -1,11 +1,11 @@
-"""`python -m bench [sqlite] [rabbitmq] [redis] [nats] [postgres]`: ratios against the raw client; exit status 1
+"""`python -m bench [sqlite] [rabbitmq] [redis] [nats] [postgres] [node]`: ratios against the raw client; exit status 1
 below a target."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import on_nats, on_postgres, on_rabbitmq, on_redis, on_sqlite
+from bench import on_nats, on_node, on_postgres, on_rabbitmq, on_redis, on_sqlite
 from bench.report import Report
 
 SYSTEMS = {
@@ -14,6 +14,7 @@ SYSTEMS = {
     "redis": on_redis.run,
     "nats": on_nats.run,
     "postgres": on_postgres.run,
+    "node": on_node.run,
 }
 
 

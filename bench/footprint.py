@@ -34,15 +34,20 @@ def idle(folder: Path, seconds: float = 10.0) -> tuple[float, float]:
     process = subprocess.Popen([sys.executable, "-c", IDLE_APP], cwd=folder, stderr=subprocess.DEVNULL)
     try:
         time.sleep(2)  # it starts
-        before = _processor_seconds(process.pid)
-        time.sleep(seconds)
-        used = _processor_seconds(process.pid) - before
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-        return used / seconds, int(resident) / 1024
+        return cost(process.pid, seconds)
     finally:
         process.terminate()
         process.wait()
+
+
+def cost(pid: int, seconds: float) -> tuple[float, float]:
+    """Share of one core, and MiB resident, of a process."""
+    before = _processor_seconds(pid)
+    time.sleep(seconds)
+    used = _processor_seconds(pid) - before
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+    return used / seconds, int(resident) / 1024
 
 
 def _processor_seconds(pid: int) -> float:

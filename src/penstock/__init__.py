@@ -26,9 +26,19 @@ from penstock.errors import (
     StorageFull,
     StoreRequired,
     TaskCancelled,
+    TransactionAborted,
+    TransactionCancelled,
+    TransactionConflict,
+    TransactionError,
+    TransactionStopped,
+    TransactionSuspended,
     Unavailable,
     Unencodable,
+    UnknownDefinition,
+    UnknownQueue,
     UnknownTask,
+    UnknownTransaction,
+    UnknownWorker,
     Unroutable,
     Unsupported,
 )
@@ -36,7 +46,9 @@ from penstock.errors import TimeoutError as TimeoutError  # not for `import *`: 
 from penstock.message import Message
 from penstock.options import Actions, Events, Options
 from penstock.stores.records import TaskRecord
+from penstock.tasks.journal import TransactionRecord
 from penstock.tasks.signature import Task
+from penstock.tasks.transaction import transaction
 from penstock.terms import Reply
 from penstock.timeit import Timeit
 from penstock.workers.runtime import Runtime
@@ -78,10 +90,22 @@ __all__ = [
     "TaskCancelled",
     "TaskRecord",
     "Timeit",
+    "TransactionAborted",
+    "TransactionCancelled",
+    "TransactionConflict",
+    "TransactionError",
+    "TransactionRecord",
+    "TransactionStopped",
+    "TransactionSuspended",
     "Unavailable",
     "Unencodable",
+    "UnknownDefinition",
+    "UnknownQueue",
     "UnknownTask",
+    "UnknownTransaction",
+    "UnknownWorker",
     "Unroutable",
     "Unsupported",
     "context",
+    "transaction",
 ]

@@ -41,6 +41,7 @@ from penstock.tasks.definition import make_policy as make_task_policy
 from penstock.tasks.signature import Signature
 
 if TYPE_CHECKING:
+    from penstock.control.transactions import Transactions
     from penstock.tasks.instants import Schedule
     from penstock.workers.definition import Mode, Worker
 
@@ -336,15 +337,26 @@ class App:
             given = None if callable(name) else name
             found = given if given is not None else getattr(function_of(function), "__name__", "")
             _check_name("a task's name", found)
-            if found in self.tasks:
-                raise DuplicateTask(found, name_of(self.tasks[found].function))
             task: TaskFunction[..., Any] = TaskFunction(function, found, bound, policy, lambda: self.client, self)
-            self._own(task.route)
-            self.tasks[found] = task
-            self.routes.append(task.route)
+            self._adopt(task)
             return task
 
         return declare(name) if callable(name) else declare
+
+    def _adopt(self, task: TaskFunction[..., Any]) -> None:
+        """:raises DuplicateTask, DuplicateQueue: its name, or its queue, is another one's."""
+        if task.name in self.tasks:
+            raise DuplicateTask(task.name, name_of(self.tasks[task.name].function))
+        self._own(task.route)
+        self.tasks[task.name] = task
+        self.routes.append(task.route)
+
+    def _disown(self, task: TaskFunction[..., Any]) -> None:
+        """The reverse, of a task that is not run any more."""
+        del self.tasks[task.name]
+        self.routes.remove(task.route)
+        for queue in (task.name, suspect_queue(task.name)):
+            del self._owners[task.route.broker, task.route.vhost, queue]
 
     def every(self, seconds: float, **options: Any) -> Callable[[Any], TaskFunction[..., Any]]:
         """Declare a task that is enqueued every `seconds`, once in the cluster: at the multiples of that
@@ -500,6 +512,13 @@ class App:
             self._sync = SyncClient(make=self._new_client)
         return self._sync
 
+    @functools.cached_property
+    def transactions(self) -> Transactions:
+        """The transactions in the store: `get`, `list`, `suspend`, `resume`, `cancel`."""
+        from penstock.control.transactions import Transactions
+
+        return Transactions(lambda: self.client)
+
     publish = _through_client(Client.publish)
     publish_many = _through_client(Client.publish_many)
     broadcast = _through_client(Client.broadcast)
@@ -535,7 +554,9 @@ class App:
 
     async def _declare_queues(self, name: str | None, vhost: str | None, broker: Broker, client: Client) -> None:
         """What this app consumes exists from the first connection on, so that it can publish to itself."""
-        for route in self.routes:
+        for route in list(self.routes):
+            if route not in self.routes:  # it was given up meanwhile
+                continue
             for queue in queues_of(route):
                 ours = (route.broker, route.vhost) == (name, vhost)
                 if ours or (name == DEAD_LETTERS and queue.name == dead_queue(queue.name.removesuffix(".dead"))):
@@ -545,7 +566,9 @@ class App:
                 ledger = await client._ledger(STORE_WITHIN)
             except TimeoutError as error:
                 raise BrokerUnavailable(str(error)) from error
-            for task in self.tasks.values():
+            for task in list(self.tasks.values()):
+                if task.name not in self.tasks:
+                    continue
                 await ledger.register(task.name, task.topics)
 
     # -- running

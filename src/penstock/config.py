@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import msgspec
@@ -15,6 +16,11 @@ from penstock.errors import ConfigError, near
 
 FILE = "penstock.toml"
 DEFAULT_DATABASE = "penstock.db"
+_TOKEN_SCHEMES = ("nats", "tls")
+"""Of URLs whose user, without a password, is a secret."""
+_SECRET_OPTION = re.compile(r"([?&][^=&#]*(?:passw|secret|token|seed|api_?key)[^=&#]*=)[^&#]*", re.I)
+
+Above0 = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -25,6 +31,31 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log_level: str = "info"
     log_format: str = "console"
     processes: int = 1
+    url: str | None = None
+    """Of the node that commands ask; empty: none."""
+
+    # Of `penstock serve`.
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 8470
+    allowed_hosts: str = ""
+    """Further names that HTTP answers to, with commas between them."""
+    install: bool = False
+    worker_watch_interval: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    job_queue_size: Above0 = 65535
+    job_queue_bulk_read_size: Above0 = 32
+    amqp_url: str | None = None
+    console: bool = False
+    job_transaction_event: bool = False
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What a key is, and why."""
+
+    name: str
+    value: Any
+    source: Literal["flag", "environment", "penstock.toml", "default"]
+    where: str | None = None
+    """The flag, the variable or the file."""
 
 
 def load(start: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -32,22 +63,55 @@ def load(start: Path | None = None, environ: Mapping[str, str] | None = None) ->
 
     :raises ConfigError: a file that is not TOML, an unknown key (the near one is suggested), a bad value.
     """
+    written, told, path = _gather(start, environ)
+    _convert(written, str(path))
+    for key, (value, variable) in told.items():
+        _convert({key: value}, variable.removesuffix("_FILE"))
+    return _convert({**written, **{key: value for key, (value, _) in told.items()}}, "")
+
+
+def explain(start: Path | None = None, environ: Mapping[str, str] | None = None) -> list[Setting]:
+    """The same, key by key, each with where it comes from. Passwords are not masked.
+
+    :raises ConfigError: as `load`.
+    """
+    found = load(start, environ)
+    written, told, path = _gather(start, environ)
+    settings: list[Setting] = []
+    for key in Config.__struct_fields__:
+        value = getattr(found, key)
+        if key in told:
+            settings.append(Setting(key, value, "environment", told[key][1]))
+        elif key in written:
+            settings.append(Setting(key, value, "penstock.toml", str(path)))
+        else:
+            settings.append(Setting(key, value, "default"))
+    return settings
+
+
+def _gather(
+    start: Path | None, environ: Mapping[str, str] | None
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]], Path | None]:
+    """What the file says, and where that is; what the environment says, and in which variable."""
     environ = os.environ if environ is None else environ
     path = find_file(start)
-    written = {} if path is None else _read(path)
-    _convert(written, str(path))
-    told = {key: secret(f"PENSTOCK_{key.upper()}", environ) for key in Config.__struct_fields__}
-    told = {key: value for key, value in told.items() if value is not None}
-    for key, value in told.items():
-        _convert({key: value}, f"PENSTOCK_{key.upper()}")
-    return _convert({**written, **told}, "")
+    told = {}
+    for key in Config.__struct_fields__:
+        variable = f"PENSTOCK_{key.upper()}"
+        value = secret(variable, environ)
+        if value is None or (key == "port" and value.startswith("tcp://")):
+            continue  # Kubernetes sets PENSTOCK_PORT=tcp://… where a service is named penstock
+        told[key] = value, variable if variable in environ else f"{variable}_FILE"
+    return {} if path is None else _read(path), told, path
 
 
 def _convert(values: Mapping[str, Any], where: str) -> Config:
     try:
         return msgspec.convert(dict(values), Config, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        told, _, key = str(error).partition(" - at `$.")
+        what = f"{key.rstrip('`')}: " if key and where.endswith(FILE) else ""
+        raise ConfigError(f"{where}: {what}{told[:1].lower()}{told[1:]}") from None
 
 
 def find_file(start: Path | None = None) -> Path | None:
@@ -80,6 +144,8 @@ def secret(name: str, environ: Mapping[str, str]) -> str | None:
         return Path(path).read_text().strip()
     except OSError as error:
         raise ConfigError(f"{name}_FILE: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{name}_FILE: {path} is not text") from None
 
 
 class URL(msgspec.Struct, frozen=True):
@@ -144,11 +210,13 @@ def named(url: str, name: str) -> str:
 
 
 def mask(url: str) -> str:
-    """A URL fit for a log: its password replaced by stars."""
-    head, separator, rest = url.partition("://")
+    """A URL fit for a log: its password, its token and its secret options replaced by stars."""
+    head, separator, rest = _SECRET_OPTION.sub(r"\1***", url).partition("://")
     userinfo, at, tail = rest.rpartition("@")
+    if at and head.lower() in _TOKEN_SCHEMES and not any(mark in userinfo for mark in ":/?"):
+        return f"{head}{separator}***@{tail}"
     if not at or ":" not in userinfo:
-        return url
+        return f"{head}{separator}{rest}"
     return f"{head}{separator}{userinfo.partition(':')[0]}:***@{tail}"
 
 
@@ -158,15 +226,17 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
     for key in values:
+        if key == "token":
+            raise ConfigError(f"{path}: a token is a secret: give it as PENSTOCK_TOKEN or PENSTOCK_TOKEN_FILE")
         if key not in Config.__struct_fields__:
             raise ConfigError(f"{path}: unknown key {key!r}{near(key, Config.__struct_fields__)}")
     for key in ("broker", "store"):
         if isinstance(values.get(key), str):
-            values[key] = _anchored(values[key], path.parent)
+            values[key] = anchored(values[key], path.parent)
     return values
 
 
-def _anchored(url: str, folder: Path) -> str:
+def anchored(url: str, folder: Path) -> str:
     """A relative SQLite file is beside the file that names it, whatever directory a command runs in."""
     prefix = "sqlite:///"
     if not url.startswith(prefix) or url.startswith((prefix + "/", prefix + "~")):

@@ -58,14 +58,18 @@ class BrokerRefused(BrokerError):
     """The message system will not have us (credentials, no such file, not its format): trying again is no use."""
 
 
+class UnknownQueue(BrokerError, LookupError):
+    """A queue, or a dead letter of one, that is not there."""
+
+
 class QueueMismatch(BrokerError):
     """A queue that exists with properties that contradict the declared ones."""
 
 
 class PublishError(BrokerError):
-    """Messages that the broker did not take.
+    """Messages that could not be sent, or that the broker did not take.
 
-    `failed` maps the index of each refused message to its error; the others are stored.
+    Of `publish_many`, `failed` maps the index of each such message to its error; the others are stored.
     """
 
     def __init__(self, message: str = "", failed: Mapping[int, PublishError] | None = None) -> None:
@@ -91,6 +95,10 @@ class QueueFull(PublishError):
 
 class StorageFull(PublishError):
     """The broker has no room to write; what it has confirmed is intact."""
+
+
+class TimeoutError(PenstockError, builtins.TimeoutError):
+    """Taken, and not answered in time; or not ended within the time one would wait."""
 
 
 class PublishTimeout(PublishError, TimeoutError):
@@ -140,12 +148,60 @@ class UnknownTask(PenstockError, LookupError):
         super().__init__(f"there is no task {taskid!r} in the store: never sent, or ended too long ago")
 
 
+class TransactionError(PenstockError):
+    """A transaction that is not to be had in that way: outside of a task's run, within another one, twice."""
+
+
+class TransactionConflict(PenstockError):
+    """What was asked of a transaction does not go with its `status`."""
+
+    def __init__(self, status: str, message: str) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class TransactionStopped(PenstockError):
+    """A transaction goes on no more in this run, which is not tried again by itself."""
+
+
+class TransactionSuspended(TransactionStopped):
+    """Somebody has suspended it. Let it leave the task."""
+
+
+class TransactionCancelled(TransactionStopped):
+    """Somebody has cancelled it. Let it leave the block: what was done is undone there."""
+
+
+class TransactionAborted(TransactionStopped):
+    """Raise this in a transaction that cannot come to its end and is not to be undone; also: an undo has failed."""
+
+
+class UnknownTransaction(PenstockError, LookupError):
+    """A transaction of which the store knows nothing (any more)."""
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        super().__init__(f"there is no transaction {id!r} in the store: never begun, or ended too long ago")
+
+
+class UnknownDefinition(PenstockError, LookupError):
+    """A definition that the node does not have. `kind`: workers, jobs, functions or configs."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str] = ()) -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"there is no {name!r} among the {kind}{among(name, known)}")
+
+
+class UnknownWorker(PenstockError, LookupError):
+    """A worker that no node has."""
+
+    def __init__(self, name: str, known: Iterable[str] = ()) -> None:
+        self.name = name
+        super().__init__(f"no worker is named {name!r}{among(name, known)}")
+
+
 class ExpirationError(PenstockError):
     """Nobody took it in time."""
-
-
-class TimeoutError(PenstockError, builtins.TimeoutError):
-    """Taken, and not answered in time; or not ended within the time one would wait."""
 
 
 class TaskCancelled(PenstockError):
@@ -179,6 +235,13 @@ def near(word: str, known: Iterable[str], likeness: float = 0.5) -> str:
     """` (did you mean 'x'?)` for the known word nearest to `word`, or nothing."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def among(word: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not known: the near one, or those there are."""
+    names = sorted(known)
+    few = ", ".join(names[:10]) + ("…" if len(names) > 10 else "")
+    return near(word, names) or f": there are {few or 'none'}"
 
 
 def one_line(error: BaseException) -> str:

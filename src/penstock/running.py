@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import msgspec
 
@@ -34,6 +35,9 @@ DRAIN, CANCEL, ABANDON = 1, 2, 3
 """How a process is asked to end: finish what runs, cancel what runs, leave at once."""
 
 WORN_OUT = 75  # exit status: drained because too much was stuck, to be started again (EX_TEMPFAIL)
+
+MOST = {DRAIN: 5.0, CANCEL: 4.0}
+"""Seconds, after the grace or the second signal, in which a process has ended, whatever it waits for."""
 
 LAST_WAIT = 2.0  # seconds for cancelled tasks and threads to end by themselves
 
@@ -144,7 +148,27 @@ def point(app: App, broker: str | None, host: str | None, port: int | None, stor
                 raise StoreRequired(f"the single worker {worker.name!r}")
 
 
-def consume(app: App, link: Link | None = None) -> int:
+class Service(Protocol):
+    """What a process runs: an `App`, or something around one."""
+
+    @property
+    def grace(self) -> float:
+        """Seconds that what runs gets at the stop."""
+        ...
+
+    @property
+    def _life(self) -> Life | None:
+        """Of the app, while it runs."""
+        ...
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def consume(app: Service, link: Link | None = None) -> int:
     """Consume until told to stop; the exit status: 0 drained, 1 failed, 130 interrupted.
 
     The first SIGTERM or SIGINT drains, the second cancels the handler calls under way and releases
@@ -199,7 +223,7 @@ def _stuck_threads() -> bool:
 class _Process:
     """One run of an app from its start to the end of the process."""
 
-    def __init__(self, app: App, link: Link | None) -> None:
+    def __init__(self, app: Service, link: Link | None) -> None:
         self.abandoned = False
         """Tasks are left that would not end."""
         self._app = app
@@ -273,6 +297,9 @@ class _Process:
         if level <= self._level:
             return
         self._level = level
+        if level < ABANDON:
+            most = MOST[level] + (self._app.grace if level == DRAIN else 0.0)
+            asyncio.get_running_loop().call_later(most, self._asked, ABANDON, f"not ended within {most:g} s")
         if level == DRAIN:
             log.info("%s: finishing what runs, for at most %g s", by, self._app.grace)
         self._stop.set()
@@ -283,7 +310,7 @@ class _Process:
             if self._life is not None:
                 self._life.cancel()
         elif level >= ABANDON:
-            log.error("%s once more: leaving at once", by)
+            log.error("%s: leaving at once", by)
             logging.shutdown()
             os._exit(self._told_status() or 1)
 

@@ -1,12 +1,13 @@
 """`Bell`: waiting until there may be something to do; `Gathering`: doing together what is asked for together; `Ending`:
-doing something at the end of the event loop."""
+doing something at the end of the event loop; `Deadline`: ending what would take too long."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -109,6 +110,12 @@ class Gathering(Generic[T, R]):
                     future.set_result(outcome)
 
 
+async def together(*calls: Callable[[], Awaitable[None]]) -> None:
+    """What several calls do, at the same time."""
+    asyncio.get_running_loop()  # there is none where a coroutine is only being disposed of: then nothing is begun
+    await asyncio.gather(*(call() for call in calls))
+
+
 class Ending:
     """Has `close()` called at the end of the event loop in which it `begin`s, if that is run by `asyncio.run` or a
     `Runner`: after every task in it has been cancelled, while it still turns. For at most `within` seconds."""
@@ -127,3 +134,71 @@ async def _until_the_end(close: Callable[[], Awaitable[None]], within: float) ->
         with contextlib.suppress(Exception):
             async with asyncio.timeout(within):
                 await close()
+
+
+MOMENT = 0.1  # seconds that work gets after the deadline too, and after each cancellation
+MOST_CANCELLATIONS = 20  # of work that swallows them; then it is left behind
+
+
+class Deadline:
+    """A moment that several things, one after another, share as the end of their time. It may come nearer
+    meanwhile, also for what is under way.
+
+    Work is cancelled then, again and again until it has ended: so it may have several things to do one after
+    another, `try` and `finally`, each of which is cut short in its turn. For one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._at = math.inf
+        self._bell = Bell()
+        self._limit: asyncio.Timeout | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return self._at - self._loop.time()
+
+    def within(self, seconds: float) -> None:
+        """It comes in so many seconds at the latest."""
+        at = self._loop.time() + seconds
+        if at < self._at:
+            self._at = at
+            self._bell.ring()
+            if self._limit is not None and not self._limit.expired():
+                self._limit.reschedule(at)
+
+    async def allow(self, work: Coroutine[Any, Any, None], *, most: float = math.inf, spare: float = 0.0) -> bool:
+        """Have some work done in at most `most` seconds, and `spare` seconds before the deadline; whether it was."""
+        until = self._loop.time() + most
+        earliest = self._loop.time() + MOMENT
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._bell.ring())
+        try:
+            while not task.done() and (left := max(min(self._at - spare, until), earliest) - self._loop.time()) > 0:
+                await self._bell.wait(None if left == math.inf else left)
+            if task.done():
+                task.result()
+                return True
+            for _ in range(MOST_CANCELLATIONS):
+                task.cancel()
+                await asyncio.wait([task], timeout=MOMENT)
+                if task.done():
+                    break
+        finally:
+            task.cancel()
+        if task.done() and not task.cancelled():
+            task.exception()  # it was cut short, and nobody wants to know how it took that
+        return False
+
+    @contextlib.asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """Have the block end in time, which runs in the task that it is in.
+
+        :raises TimeoutError: it did not.
+        """
+        try:
+            async with asyncio.timeout(None if self._at == math.inf else max(self.left, MOMENT)) as self._limit:
+                yield
+        finally:
+            self._limit = None

@@ -221,6 +221,20 @@ async def test_interrupted_replay_loses_nothing(broker_url: str, monkeypatch: py
     await broker.close()
 
 
+async def test_no_more_is_shown_than_fits(broker_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = await make_broker(broker_url, Queue("q"), Queue("q.dead"))
+    ids = await put_letters(broker, 5)
+
+    async def shown(newest: bool) -> list[str]:
+        return [letter.id for letter in (await dead_letters.look(broker, "q", 4, newest=newest)).letters]
+
+    monkeypatch.setattr(dead_letters, "MOST_SHOWN", 0)
+    assert [await shown(False), await shown(True)] == [ids[:1], ids[-1:]]
+    monkeypatch.setattr(dead_letters, "MOST_SHOWN", 2**20)
+    assert [await shown(False), await shown(True)] == [ids[:4], ids[-4:]]
+    await broker.close()
+
+
 class WithoutAdmin:
     """A broker that shows nothing, as some systems do."""
 

@@ -9,8 +9,10 @@ import subprocess
 
 import pytest
 
+from penstock.testing.faults import RedisNode
 from tests.cli.conftest import COMMAND, Shell, at_a_terminal
 from tests.helpers import eventually_sync
+from tests.servers import require
 
 
 @pytest.fixture
@@ -25,6 +27,16 @@ def test_one_message_arrives_as_it_stands(shell: Shell) -> None:
     assert shell("publish", "all", '"by topic"', "--id", "mine", "--json").json == {"id": "mine"}
     shell.consume(lambda: len(shell.said("took")) == 2)
     assert sorted(shell.said("took")) == ["by topic", '{"n": 1.50}']
+
+
+def test_an_error_on_a_redis_that_keeps_nothing_is_one_line(penstock: Shell) -> None:
+    require("redis")
+    with RedisNode(penstock.folder / "redis", appendonly="no") as node:
+        error = penstock("publish", "nowhere", "1", "--broker", node.url(), status=1).error
+        assert error == "no queue is bound to 'nowhere': start its consumer once, or check the name"
+        assert "there is no task" in penstock("tasks", "show", "x", "--store", node.url(), status=1).error
+        found = {one["what"]: one for one in penstock("doctor", "--json", "--broker", node.url()).json}
+        assert found["durable"]["detail"] == "what it confirms may be lost with its process, or in a power cut"
 
 
 def test_ten_thousand_lines_arrive_once_each(shell: Shell) -> None:

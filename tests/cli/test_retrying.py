@@ -92,10 +92,13 @@ async def test_records_can_be_said_in_json() -> None:
 # -- cancelling
 
 
-async def test_what_cannot_be_cancelled_is_told(ledger: Ledger) -> None:
+async def test_what_nobody_was_there_for_is_cancelled_and_what_cannot_be_is_told(ledger: Ledger) -> None:
     await ledger.send("alone", Sent("nobody", Body(b"1", {}), time.time(), None, [], None))
-    with pytest.raises(Conflict, match="nobody was on 'nobody'"):
-        await tasks.cancel(ledger, "alone")
+    for _ in range(2):
+        assert (await tasks.cancel(ledger, "alone")).state == "cancelled"
+    await ledger.send("late", Sent("nobody", Body(b"1", {}), time.time(), time.time() - 1, [], None))
+    with pytest.raises(Conflict, match="it has expired"):
+        await tasks.cancel(ledger, "late")
     with pytest.raises(UnknownTask):
         await tasks.cancel(ledger, "unknown")
 

@@ -224,6 +224,12 @@ def test_a_call_prints_what_the_task_returned(working: Shell) -> None:
     assert working("call", "headers", *options).json.items() >= {"a": "b", "priority": 9}.items()
 
 
+def test_a_call_to_no_broker_is_one_line_that_names_it(penstock: Shell) -> None:
+    error = penstock("call", "echo", "--timeout", "0.5", "--broker", "redis://127.0.0.1:1", status=1).error
+    assert error.startswith("not confirmed within 0.5 s: ")
+    assert "127.0.0.1:1" in error
+
+
 def test_a_call_that_fails_is_one_line_and_its_traceback_is_shown_when_asked_for(working: Shell) -> None:
     result = working("call", "audit", "{}", status=1)
     assert (result.error, result.out) == ("ValueError: no \\x1b[31mgood at all", "")
@@ -300,6 +306,15 @@ def test_what_is_cancelled_before_it_was_begun_never_is(shell: Shell) -> None:
     assert shell.said("tried") == ["2"]
     assert shell("tasks", "cancel", taskid).out == f"{taskid} is cancelled\n"
     assert shell("tasks", "cancel", other, status=1).error == f"task {other} cannot be cancelled: it has failed"
+
+
+def test_what_nobody_was_there_for_is_cancelled(shell: Shell) -> None:
+    taskid = shell("send", "nobody", "1", "--expires", "never").out.strip()
+    assert shell("tasks", "cancel", taskid).out == f"{taskid} is cancelled\n"
+    assert [one["taskid"] for one in shell("tasks", "list", "--state", "cancelled", "--json").json] == [taskid]
+    assert shown(shell, taskid)["completedAt"] is not None
+    error = shell("tasks", "retry", taskid, status=1).error
+    assert error == f"task {taskid} has no run to try again: nobody was on 'nobody' when it was sent: send it again"
 
 
 def test_what_runs_is_stopped(working: Shell) -> None:

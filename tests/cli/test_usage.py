@@ -11,6 +11,23 @@ import pytest
 
 from tests.cli.conftest import COMMAND, Shell, at_a_terminal
 
+EVERY = [
+    "run",
+    "serve",
+    "publish",
+    "send",
+    "call",
+    "queues",
+    "dead",
+    "tasks",
+    "transactions",
+    "workers",
+    "nodes",
+    "shell",
+    "config",
+    "check",
+    "doctor",
+]
 PLAIN = re.compile(r"\x1b\[")
 
 
@@ -51,7 +68,7 @@ def test_wrong_use_is_one_line_and_status_2(penstock: Shell, arguments: list[str
     assert result.out == ""
 
 
-@pytest.mark.parametrize("command", ["run", "publish", "send", "call", "queues", "dead", "tasks", "check", "doctor"])
+@pytest.mark.parametrize("command", EVERY)
 def test_every_command_explains_itself(penstock: Shell, command: str) -> None:
     assert "Usage: penstock" in penstock(command, "--help").out
 

@@ -11,7 +11,7 @@ import pytest
 
 from penstock.brokers.amqp import AmqpBroker, subscription
 from penstock.brokers.base import Ack, Broker, Queue
-from penstock.errors import BrokerUnavailable
+from penstock.errors import BrokerUnavailable, Unroutable
 from penstock.message import Delivery
 from penstock.testing.conformance.harness import System, acks, ids, message, messages
 from penstock.testing.faults import Proxy
@@ -130,6 +130,38 @@ async def test_a_queue_that_is_deleted_is_made_and_consumed_again(
         assert ids(await receiving) == sent
     assert list(await consumer.settle(acks(held))) == []  # what was held of the other queue stays ours
     assert consumer.consuming
+
+
+async def test_a_queue_that_was_unbound_is_not_bound_again_by_whoever_loses_a_channel(
+    system: System, broker: Broker
+) -> None:
+    queue = await system.declare(broker, "work", topics=("news", "olds"))
+    consumer = system.consume(broker, queue)
+    await system.publish(broker, messages("news", 1))
+    assert not await consumer.settle(acks(await system.take(consumer)))
+    await system.admin(await system.connect()).unbind("work", ["news"])
+    channel = consumer._channel  # type: ignore[attr-defined]
+    await channel.basic_ack(4711)  # a tag that it never gave out
+    await eventually(lambda: consumer._channel is not channel)  # type: ignore[attr-defined]
+    sent = await system.publish(broker, messages("olds", 1))
+    assert ids(await system.take(consumer)) == sent
+    assert isinstance((await broker.publish(messages("news", 1)))[0], Unroutable)
+
+
+async def test_a_queue_that_is_made_again_has_the_bindings_of_all_who_declared_it(
+    system: System, broker: Broker, amqp_url: str
+) -> None:
+    first, second = broker, await system.connect()
+    consumers, receiving = [], []
+    for one, topic in ((first, "news"), (second, "olds")):
+        consumers.append(system.consume(one, await system.declare(one, "work", topics=(topic,))))
+        receiving.append(await system.blocked(consumers[-1]))
+    await delete_queues(amqp_url, ["work"])
+    async with asyncio.timeout(10):
+        while any(await broker.publish([message("news"), message("olds")])):
+            await asyncio.sleep(0.05)
+    await asyncio.gather(*(consumer.close() for consumer in consumers))
+    await asyncio.gather(*receiving)
 
 
 async def test_a_channel_that_the_server_closes_is_made_again(system: System, broker: Broker) -> None:

@@ -79,6 +79,21 @@ async def test_a_server_that_says_nothing_is_unavailable() -> None:
         await eventually(lambda: proxy.open == 0)
 
 
+async def test_what_answers_and_speaks_no_amqp_or_no_tls_is_refused(amqp_url: str) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        broker = AmqpBroker(f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+        with pytest.raises(BrokerRefused, match="what listens there does not speak AMQP"):
+            await broker.open()
+    broker = AmqpBroker("amqps://127.0.0.1:5672/")
+    with pytest.raises(BrokerRefused, match="what listens there does not speak TLS"):
+        await broker.open()
+
+
 async def test_a_missing_certificate_file_is_refused() -> None:
     assert "No such file" in await refusal("amqps://127.0.0.1:1/?cafile=/does/not/exist")
 

@@ -18,8 +18,9 @@ import pytest_asyncio
 from penstock.brokers import registry
 from penstock.brokers.base import Ack, Move, Queue, Release
 from penstock.brokers.nats import NatsBroker, names, publisher, source, wire
+from penstock.brokers.nats import broker as nats_broker
 from penstock.brokers.nats.api import Api
-from penstock.errors import BrokerRefused, BrokerUnavailable, ConfigError, PublishError
+from penstock.errors import BrokerRefused, BrokerUnavailable, ConfigError, PublishError, Unroutable
 from penstock.message import Delivery
 from penstock.testing.conformance.harness import Harness, System, acks, ids, message, messages
 from penstock.testing.faults import NatsNode, Proxy
@@ -64,6 +65,11 @@ async def client(node: NatsNode) -> AsyncIterator[Any]:
 
 async def stored(client: Any, stream: str) -> int:
     return int((await client.jsm().stream_info(stream)).state.messages)
+
+
+async def stopped(work: asyncio.Task[Any]) -> None:
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def written_by(broker: Any) -> list[bytes]:
@@ -268,6 +274,61 @@ async def test_bindings_that_were_lost_are_made_again_on_a_new_line(
     await eventually(lambda: subscription.consuming)
     sent = await system.publish(await system.connect(), [message("news")])
     assert ids(await system.woken(receiving)) == sent
+
+
+@pytest.mark.parametrize("gone", ["bindings", "bindings, made anew", "all"])
+async def test_who_consumes_makes_again_what_somebody_deleted(
+    system: System, client: Any, space: str, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats_broker, "LOOK", 0.2)
+    broker = await system.connect()
+    queue = await system.declare(broker, "work", topics=("news", "old"))
+    assert broker.admin is not None
+    await broker.admin.unbind("work", ["old"])
+    subscription = system.consume(broker, queue)
+    receiving = await system.blocked(subscription)
+    for _ in range(2):
+        streams = [f"{space}-bindings", f"{space}-notes", names.Names(space).stream("work")]
+        for stream in streams if gone == "all" else streams[:1]:
+            await client.jsm().delete_stream(stream)
+        if "anew" in gone:
+            await system.connect()
+        sent: list[str] = []
+
+        async def routable(sent: list[str] = sent) -> bool:
+            given = message("news")
+            sent.append(given.id)
+            return not any(await (await system.connect()).publish([given]))
+
+        await eventually(routable)
+        assert ids(await system.woken(receiving)) == sent[-1:]
+        assert subscription.consuming
+        receiving = await system.blocked(subscription)
+    assert [type(one) for one in await broker.publish([message("old")])] == [Unroutable]
+    await stopped(receiving)
+
+
+async def test_a_queue_that_was_unbound_is_not_bound_again_on_a_new_line_nor_when_it_is_made_again(
+    system: System, broker: Any, client: Any, space: str
+) -> None:
+    queue = await system.declare(broker, "work", topics=("news",))
+    subscription = system.consume(broker, queue)
+    receiving = await system.blocked(subscription)
+    other = await system.connect()
+    await system.publish(other, [message("news")])
+    assert not await subscription.settle(acks(await system.woken(receiving)))
+    await system.admin(other).unbind("work", ["news"])
+    await disconnect(broker)
+    for _ in range(2):
+        receiving = asyncio.create_task(subscription.receive(1, 10))
+        await eventually(lambda: subscription.consuming)
+        assert isinstance((await other.publish([message("news")]))[0], Unroutable)
+        sent = await system.publish(other, [message("work")])
+        taken = await system.woken(receiving)
+        assert ids(taken) == sent
+        assert not await subscription.settle(acks(taken))
+        await client.jsm().delete_stream(names.Names(space).stream("work"))
+        await disconnect(broker)
 
 
 # -- leases

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,8 +16,11 @@ from penstock.brokers import registry
 from penstock.brokers.base import Ack, Broker, Move, Queue
 from penstock.brokers.postgres import PostgresBroker
 from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError, StorageFull, Unroutable
+from penstock.postgres.address import parse_address
 from penstock.postgres.pool import Pool
 from penstock.stores import registry as stores
+from penstock.stores.base import Put
+from penstock.stores.postgres import PostgresStore
 from penstock.testing.conformance.harness import Harness, System, acks, ids, message, messages
 from tests.helpers import eventually
 from tests.servers import postgres_database
@@ -269,6 +273,71 @@ async def test_a_schema_that_was_dropped_is_made_again(
     assert ids(await system.take(system.consume(broker, queue))) == sent
 
 
+async def test_who_consumed_in_a_schema_that_was_dropped_does_so_again(
+    broker: Broker, system: System, postgres_url: str, database: asyncpg.Connection
+) -> None:
+    first = await system.declare(broker, "first", topics=("news", "old"))
+    second = await system.declare(broker, "second")
+    assert broker.admin is not None
+    await broker.admin.unbind("first", ["old"])
+    consuming = [system.consume(broker, queue, lease=0.6) for queue in (first, second)]
+    await system.publish(broker, messages("second", 1))
+    (held,) = await system.take(consuming[1])
+    assert await consuming[0].receive(1, 0) == []
+    for _ in range(2):
+        await database.execute(f"DROP SCHEMA {postgres_url.rpartition('=')[2]} CASCADE")
+        sent: list[str] = []
+
+        async def routable(sent: list[str] = sent) -> bool:
+            given = [*messages("news", 1), *messages("second", 1)]
+            await asyncio.gather(*(one.receive(0, 0) for one in consuming))
+            if any(await broker.publish(given)):
+                return False
+            sent += ids(given)
+            return True
+
+        await eventually(routable)
+        assert held.lost
+        assert await consuming[1].settle(acks([held])) == [held]
+        got = [*await system.take(consuming[0]), *await system.take(consuming[1])]
+        assert ids(got) == sent[-2:]
+        assert [one.queue for one in got] == ["first", "second"]
+        assert all(one.consuming for one in consuming)
+        held = got[1]
+    assert [type(one) for one in await broker.publish(messages("old", 1))] == [Unroutable]
+
+
+async def test_a_dead_letter_after_the_schema_was_dropped_finds_its_queue(
+    broker: Broker, system: System, postgres_url: str, database: asyncpg.Connection
+) -> None:
+    queue = await system.declare(broker, "work")
+    await system.declare(broker, "work.dead")
+    subscription = system.consume(broker, queue, lease=30)
+    await system.publish(broker, messages("work", 1))
+    (held,) = await system.take(subscription)
+    await database.execute(f"DROP SCHEMA {postgres_url.rpartition('=')[2]} CASCADE")
+    moved = message("work.dead", held.raw, id=held.id)
+    assert await subscription.settle([Move(held, "work.dead", moved)]) == [held]
+    assert held.lost
+
+
+async def test_no_life_and_no_version_is_given_twice_though_the_schema_was_dropped(
+    postgres_url: str, database: asyncpg.Connection
+) -> None:
+    schema = postgres_url.rpartition("=")[2]
+    store = PostgresStore(postgres_url)
+    await store.open()
+    (before,) = await store.apply([Put("office", b"1")])
+    await database.execute(f"DROP SCHEMA {schema} CASCADE")
+    assert await store.get(["office"]) == [None]
+    (after,) = await store.apply([Put("office", b"2")])
+    assert before is not None
+    assert after is not None
+    assert after > before
+    assert await database.fetchval(f"SELECT last_value FROM {schema}.consumers_id_seq") > before
+    await store.close()
+
+
 async def test_a_forged_notification_disturbs_nobody(
     broker: Broker, system: System, postgres_url: str, database: asyncpg.Connection
 ) -> None:
@@ -373,3 +442,41 @@ async def test_a_long_queue_is_claimed_as_fast_as_a_short_one(
         await subscription.settle(acks(await subscription.receive(100, 1)))
         took.append(time.perf_counter() - began)
     assert sorted(took)[len(took) // 2] < 0.05
+
+
+# -- unbinding
+
+
+@pytest.mark.parametrize("kind", [{"ordered": True}, {"max_length": 10}])
+async def test_what_was_admitted_is_stored_though_its_only_queue_is_unbound_meanwhile(
+    system: System, broker: Broker, database: asyncpg.Connection, postgres_url: str, kind: dict[str, Any]
+) -> None:
+    queue = await system.declare(broker, "work", topics=("news",), **kind)
+    assert isinstance(broker, PostgresBroker)
+    transaction = database.transaction()
+    await transaction.start()
+    [outcome] = await broker.publish_within([message("news", key="k", id="first")], database)
+    assert outcome is None
+    publishing = asyncio.create_task(broker.publish([message("news", key="k", id="second")]))
+    await eventually(lambda: waits(postgres_url))
+    await system.admin(await system.connect()).unbind("work", ["news"])
+    assert not publishing.done()
+    await transaction.commit()
+    assert await publishing == [None]
+    [outcome] = await broker.publish([message("news")])
+    assert isinstance(outcome, Unroutable)
+    assert ids(await system.drain(system.consume(broker, queue))) == ["first", "second"]
+
+
+async def waits(url: str) -> bool:
+    """Whether somebody waits for a lock to publish in this schema."""
+    schema = parse_address(url, None).schema
+    connection = await asyncpg.connect(postgres_database())
+    try:
+        found = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1",
+            f'%"{schema}".publish(%',
+        )
+        return bool(found)
+    finally:
+        await connection.close()

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import psycopg
 import pytest
 import pytest_asyncio
 
-from penstock import App, Client, Message, QueueFull, SyncClient, Unroutable, Unsupported
+from penstock import (
+    App,
+    BrokerUnavailable,
+    Client,
+    Message,
+    PublishError,
+    QueueFull,
+    SyncClient,
+    Unroutable,
+    Unsupported,
+)
 from penstock.brokers.base import Queue, Transactional
 from penstock.brokers.memory import MemoryBroker
 from penstock.brokers.postgres import PostgresBroker
@@ -145,6 +156,41 @@ async def test_a_refusal_leaves_the_transaction_usable(
             await client.publish("small", "x", transaction=own)
         await client.publish("work", "x", transaction=own)
     assert (await there(broker), await there(broker, "small")) == (1, 1)
+
+
+async def trouble(client: Client, transaction: Any) -> str:
+    """The line of an error that does not heal by itself."""
+    with pytest.raises(PublishError) as caught:
+        await client.publish("work", "x", transaction=transaction)
+    assert not isinstance(caught.value, BrokerUnavailable)
+    return str(caught.value)
+
+
+async def test_what_cannot_heal_in_a_transaction_is_no_outage(
+    client: Client, broker: PostgresBroker, own: asyncpg.Connection, dsn: str
+) -> None:
+    await client.connect()
+    aborted = own.transaction()
+    await aborted.start()
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await own.execute("SELECT 1/0")
+    assert "a statement in it has failed: roll it back" in await trouble(client, own)
+    await aborted.rollback()
+    async with own.transaction(readonly=True):
+        assert "it is READ ONLY" in await trouble(client, own)
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await connection.execute("SELECT 1/0")
+        assert "a statement in it has failed: roll it back" in await trouble(client, connection)
+        await connection.rollback()
+        await connection.set_read_only(True)
+        assert "it is READ ONLY" in await trouble(client, connection)
+        await connection.rollback()
+    elsewhere = await asyncpg.connect(dsn.rpartition("/")[0] + "/postgres")
+    async with elsewhere.transaction():
+        assert "its database is not the broker's: schema 't" in await trouble(client, elsewhere)
+    await elsewhere.close()
+    assert await there(broker) == 0
 
 
 async def test_what_is_no_transaction_is_refused(client: Client, own: asyncpg.Connection) -> None:

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from penstock.brokers.base import Queue
 from penstock.brokers.postgres import PostgresBroker
-from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable
+from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError
 from penstock.postgres.address import parse_address
 from penstock.postgres.errors import NotBegun
 from penstock.postgres.listener import Listener
@@ -383,6 +383,7 @@ async def test_who_listens_to_what_another_is_about_to_hear_waits_too(postgres_u
         ("{}&sslmode=nonsense", "sslmode"),
         ("{}&sslmode=verify-full&sslrootcert=/nope", "no file /nope"),
         ("{}&sslcert=/nope", "no file /nope"),
+        ("{}&sslmode=require", "it has no TLS, which sslmode asks for"),
         ("{}&ssl_min_protocol_version=foo", "foo"),
         ("postgresql://a..b/x", "idna"),
         (f"postgresql://{'a' * 70}/x", "idna"),
@@ -395,4 +396,19 @@ async def test_an_address_that_the_driver_does_not_take_is_refused_at_once(
     with pytest.raises(BrokerError, match=hint) as caught:
         await broker.open()
     assert isinstance(caught.value, BrokerRefused)
+    await broker.close()
+
+
+@pytest.mark.parametrize("part", ["a%00b:x@h/x", "a:%00@h/x", "a:b@h/%00", "h/x?application_name=%00", "h/x?user=%00"])
+def test_a_null_character_is_refused_before_anything_is_tried(part: str) -> None:
+    with pytest.raises(ConfigError, match="null character"):
+        PostgresBroker(f"postgresql://{part}")
+
+
+async def test_hosts_that_are_not_what_is_asked_for_are_named_in_one_line_and_tried_again(postgres_url: str) -> None:
+    broker = PostgresBroker(f"{postgres_url}&target_session_attrs=standby")
+    with pytest.raises(BrokerUnavailable) as caught:
+        await broker.open()
+    assert "no host is standby now, which target_session_attrs asks for" in str(caught.value)
+    assert "\n" not in str(caught.value)
     await broker.close()

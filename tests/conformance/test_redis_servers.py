@@ -264,12 +264,21 @@ async def test_a_server_that_may_evict_queues_is_refused_unless_one_asks_for_it(
         await broker.close()
 
 
-async def test_a_server_that_keeps_nothing_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_server_that_keeps_nothing_is_warned_of_once_by_who_declares(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     require("redis")
     with RedisNode(tmp_path / "redis", appendonly="no") as node, caplog.at_level(logging.WARNING):
+        broker = RedisBroker(node.url())
+        await broker.open()
+        assert broker.admin is not None
+        await broker.admin.inspect()
+        await broker.close()
+        assert caplog.records == []
         for _ in range(2):
             broker = RedisBroker(node.url())
             await broker.open()
+            await broker.declare(Queue("work"))
             await broker.close()
         assert [record.message for record in caplog.records] == [
             f"Redis at 127.0.0.1:{node.port} keeps nothing over its own death: appendonly is off"

@@ -200,7 +200,7 @@ def test_the_default_broker_is_a_file_beside_penstock_toml(
     [
         ("brokre = 'x'", r"unknown key 'brokre' \(did you mean 'broker'\?\)"),
         ("broker = ", "penstock.toml"),
-        ("processes = 'many'", "penstock.toml: Expected `int`"),
+        ("processes = 'many'", "penstock.toml: processes: expected `int`"),
     ],
 )
 def test_a_bad_penstock_toml_is_refused(own_directory: Path, text: str, says: str) -> None:

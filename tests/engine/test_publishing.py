@@ -123,25 +123,58 @@ async def test_impossible_options_are_refused_and_nothing_is_stored(make_app: Ma
         assert (await queue_info(app, "q")).ready == 1
 
 
-async def test_a_body_that_cannot_be_sent_is_refused_with_nothing_published(make_app: MakeApp) -> None:
+async def test_a_body_that_cannot_be_sent_is_refused(make_app: MakeApp) -> None:
     app = make_app(max_body=100)
     app.route("q")(_nothing)
     async with app.client:
         with pytest.raises(TypeError):
             await app.publish("q", object())
-        with pytest.raises(Unencodable) as unencodable:
-            await app.publish_many("q", [1, object(), 3])
-        assert list(unencodable.value.failed) == [1]
         with pytest.raises(BodyTooLarge, match="over the ceiling of 100 bytes"):
             await app.publish("q", "x" * 101)
-        with pytest.raises(BodyTooLarge):
-            await app.publish_many("q", ["x", "x" * 101])
         deep: Any = []
         for _ in range(100_000):
             deep = [deep]
         with pytest.raises(PublishError):
             await app.publish("q", deep)
         assert (await queue_info(app, "q")).ready == 0
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_of_many_all_are_stored_but_those_that_failed_names(make_app: MakeApp, blocking: bool) -> None:
+    app, got = make_app(max_body=100), []
+
+    @app.route("q")
+    async def handle(message: Message) -> None:
+        got.append(message.body)
+
+    async def publish(*bodies: Any) -> PublishError:
+        asked = ("q", list(bodies))
+        with pytest.raises(PublishError) as caught:
+            await (asyncio.to_thread(app.sync.publish_many, *asked) if blocking else app.publish_many(*asked))
+        return caught.value
+
+    async with app:
+        error = await publish("x" * 101, 1, object(), 2)
+        assert {index: type(one) for index, one in error.failed.items()} == {0: BodyTooLarge, 2: Unencodable}
+        assert str(error).startswith("2 of 4 messages were refused: body of 101 bytes")
+        await eventually(lambda: sorted(got) == [1, 2])
+        error = await publish(object(), "x" * 101)
+        assert isinstance(error, Unencodable)
+        assert sorted(error.failed) == [0, 1]
+        await app.publish("q", 3)
+        await eventually(lambda: sorted(got) == [1, 2, 3])
+    await asyncio.to_thread(app.sync.close)
+
+
+async def test_what_was_not_confirmed_in_time_counts_as_failed() -> None:
+    async with Client("amqp://127.0.0.1:1/", store="memory://") as client:
+        with pytest.raises(PublishTimeout) as caught:
+            await client.publish_many("q", [1, object(), 3], timeout=0.2)
+    assert {index: type(one) for index, one in caught.value.failed.items()} == {
+        0: PublishTimeout,
+        1: Unencodable,
+        2: PublishTimeout,
+    }
 
 
 async def test_publish_many_takes_a_list_and_returns_ids_in_order(make_app: MakeApp) -> None:

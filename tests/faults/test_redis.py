@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from penstock import App, Message
-from penstock.brokers.base import Move, Queue
+from penstock.brokers.base import Broker, Move, Queue
 from penstock.brokers.redis import RedisBroker
-from penstock.errors import BrokerError, BrokerUnavailable, StorageFull
+from penstock.errors import BrokerError, BrokerUnavailable, StorageFull, Unroutable
 from penstock.message import Delivery
 from penstock.redis.line import Line, Word
 from penstock.stores.base import Delete, Put
@@ -183,21 +183,47 @@ async def test_whatever_was_declared_is_declared_again_when_it_is_needed(redis_n
     await system.close()
 
 
+async def test_what_was_unbound_stays_so_for_those_who_declared_it_before(
+    redis_node: RedisNode, tmp_path: Path
+) -> None:
+    system = System(Harness(connect=lambda: RedisBroker(redis_node.url(tmp_path.name))))
+    broker = await system.connect()
+    assert isinstance(broker, RedisBroker)
+    await system.declare(broker, "work", topics=("news", "olds"))
+    await system.admin(await system.connect()).unbind("work", ["news"])
+    assert await broker.declare_again()
+    outcomes = await broker.publish([message("news"), message("olds"), message("work")])
+    assert [type(outcome) for outcome in outcomes] == [Unroutable, type(None), type(None)]
+    await system.declare(broker, "work", topics=("news",))
+    redis_node.ask("FLUSHALL")
+    await system.admin(broker).inspect()
+    assert await broker.declare_again()
+    assert await broker.publish([message("news"), message("olds"), message("work")]) == [None] * 3
+    await system.close()
+
+
+async def _fill(broker: Broker, queue: str, confirmed: list[str]) -> None:
+    for size in (50_000, 10):
+        while (outcome := await broker.publish([one := message(queue, b'"' + bytes(size) + b'"')])) == [None]:
+            confirmed.append(one.id)
+        assert isinstance(outcome[0], StorageFull)
+
+
 async def test_a_consumer_can_begin_without_memory(tmp_path: Path) -> None:
     with RedisNode(tmp_path / "redis", maxmemory="12mb") as node:
         system = System(Harness(connect=lambda: RedisBroker(node.url())))
         broker = await system.connect()
         await system.declare(broker, "work")
         confirmed: list[str] = []
-        for size in (50_000, 10):
-            while await broker.publish([one := message("work", b'"' + bytes(size) + b'"')]) == [None]:
-                confirmed.append(one.id)
+        await _fill(broker, "work", confirmed)
         await system.close()
         another = await system.connect()
         await system.declare(another, "work")
         await system.declare(another, "fresh")
-        assert isinstance((await another.publish(messages("fresh", 1)))[0], StorageFull)
-        assert await system.admin(another).purge("fresh") == 0
+        fresh: list[str] = []
+        await _fill(another, "fresh", fresh)  # what the first connection's end gave back
+        assert await system.admin(another).purge("fresh") == len(fresh)
+        await _fill(another, "work", confirmed)
         app = App(node.url(), prefetch=PREFETCH, lease=LEASE)
         handled: set[str] = set()
 

@@ -19,10 +19,10 @@ from penstock.node.definitions import (
     FunctionDefinition,
     JobDefinition,
     WorkerDefinition,
-    read_directory,
     read_texts,
 )
 from penstock.node.documents import InvalidDefinitions, Place
+from penstock.node.folder import Folder
 
 WORKER = """\
 - name: consumer
@@ -144,10 +144,10 @@ def test_a_directory(tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("aiokafka\n")
     (tmp_path / ".git" / "x.yml").write_text("]")
     (tmp_path / "empty.yml").write_text("# nothing\n")
-    found = read_directory(tmp_path)
+    found = Folder(tmp_path).read()
     assert (set(found.workers), set(found.jobs), set(found.configs)) == ({"consumer"}, {"example"}, {"handson"})
     with pytest.raises(ConfigError, match="is not a directory"):
-        read_directory(tmp_path / "none")
+        Folder(tmp_path / "none").read()
 
 
 def test_what_is_merged_counts_too() -> None:
@@ -197,8 +197,8 @@ def test_all_problems_of_all_files_are_told_in_one_go() -> None:
         ("name: a\nname: b\nmode: multi\nscript: 'def b(): ...'\n", "x.yml:2: the key 'name' is there twice"),
         ("[1]: a\nmode: multi\nname: x\nscript: 'def b(): ...'\n", "x.yml:1: a key is a word"),
         ("mode: multi\nscript: 'def b(): ...'\n", "x.yml:1: a worker needs 'name'"),
-        ("name: 7\nmode: multi\nscript: 'def b(): ...'\n", "x.yml:1: name is text of 1 to 255 printable characters"),
-        ("name: a/b\nmode: multi\nscript: 'def b(): ...'\n", "x.yml:1: name is text of 1 to 255 printable characters"),
+        ("name: 7\nmode: multi\nscript: 'def b(): ...'\n", "x.yml:1: name is text of 1 to 240 bytes"),
+        ("name: a/b\nmode: multi\nscript: 'def b(): ...'\n", "x.yml:1: name is text of 1 to 240 bytes"),
         ("name: w\nmode: multi\n", "x.yml:1: a worker needs 'script'"),
         ("name: w\nmode: multi\nscript: 5\n", "x.yml:3: script is text and not empty, not 5"),
         ("name: w\nmode: multi\nscript: |\n\n  x = 1\n", "x.yml:4: the script defines no function"),
@@ -279,7 +279,7 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path) -> None:
     (tmp_path / "dir" / "link.yml").symlink_to(tmp_path / "outside.yml")
     (tmp_path / "dir" / "gone.yml").symlink_to(tmp_path / "dir" / "nowhere")
     with pytest.raises(InvalidDefinitions) as raised:
-        read_directory(tmp_path / "dir")
+        Folder(tmp_path / "dir").read()
     gone, link = map(str, raised.value.problems)
     assert gone == "gone.yml:1: cannot be read: No such file or directory"
     assert link.startswith("link.yml:1: 'link.yml' leads out of ")

@@ -128,7 +128,7 @@ def _tells_nobody_of_burials(real: Any) -> Any:
 
 
 def _always_tries_again(real: Any) -> Any:
-    def try_again(self: Any, message: Any, asked: Any) -> bool:
+    def try_again(self: Any, message: Any, asked: Any, more: int = 0) -> bool:
         message.retry(0.2)
         return True
 
@@ -136,7 +136,7 @@ def _always_tries_again(real: Any) -> Any:
 
 
 def _never_tries_again(real: Any) -> Any:
-    return lambda self, message, asked: False
+    return lambda self, message, asked, more=0: False
 
 
 def _lets_anybody_in(real: Any) -> Any:

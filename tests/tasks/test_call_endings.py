@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from penstock import App, BrokerUnavailable, Client, SyncClient
+from penstock import App, BrokerUnavailable, Client, ExpirationError, PublishTimeout, SyncClient
 from penstock.brokers import registry
 from penstock.brokers.amqp import link, requests
 from penstock.brokers.base import Queue
 from penstock.brokers.memory import MemoryBroker
+from penstock.brokers.memory.broker import MemoryInbox
 from penstock.client import calls
 from penstock.client.calls import Calls
 from penstock.client.listening import Listening
@@ -179,8 +180,9 @@ async def test_a_listener_whose_inbox_was_closed_under_it_has_another() -> None:
     listening = Listening(get_broker, 1000)
     heard: list[Any] = []
     listener = await listening.add("work", heard.append)
+    first = listening._inbox
     await broker.close()
-    await eventually(lambda: not listener._is_live)
+    await eventually(lambda: listening._inbox not in (None, first))
     await listener
     await broker.broadcast(outgoing("m"))
     await eventually(lambda: heard == [1])
@@ -407,3 +409,31 @@ async def test_a_closed_inbox_is_forgotten_by_its_broker(broker_url: str) -> Non
     broker.inbox()
     await broker.close()
     assert not broker._inboxes
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "redis", "nats", "postgresql"])
+async def test_a_call_whose_broker_cannot_be_reached_says_so(scheme: str) -> None:
+    async with Client(f"{scheme}://127.0.0.1:1", store="memory://away") as client:
+        with pytest.raises(PublishTimeout, match=r"^not confirmed within 0\.3 s: .*127\.0\.0\.1:1") as caught:
+            await client.call("echo", 1, timeout=0.3)
+        assert not caught.value.reached
+        with pytest.raises(ExpirationError, match=r"^nobody took the call .*127\.0\.0\.1:1"):
+            await client.call("echo", 1, expires=0.3, timeout=5)
+
+
+async def test_a_call_that_the_broker_may_have_does_not_say_that_it_has_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with Client("redis://127.0.0.1:1/0") as client:
+        with pytest.raises(PublishTimeout) as never:
+            await client.call("echo", timeout=0.3)
+    assert not never.value.reached
+
+    async def lost(*_: object) -> None:
+        raise BrokerUnavailable("the connection was lost")
+
+    monkeypatch.setattr(MemoryInbox, "request", lost)
+    async with Client("memory://may-have-it") as client:
+        with pytest.raises(PublishTimeout, match="the connection was lost") as perhaps:
+            await client.call("echo", timeout=0.3)
+    assert perhaps.value.reached

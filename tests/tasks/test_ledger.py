@@ -6,17 +6,19 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from penstock import terms
 from penstock.clock import SystemClock
 from penstock.errors import NotUnique, UnknownTask
 from penstock.stores import records
-from penstock.stores.base import Put
+from penstock.stores.base import Delete, Put
 from penstock.stores.ledger import Ledger
 from penstock.stores.memory import MemoryStore, MemoryStoreServer
 from penstock.stores.records import Body, Sent
 from penstock.terms import Terms
+from tests.helpers import eventually
 
 DAY = 86_400.0
 PLAIN = Terms(recorded=True)
@@ -96,6 +98,35 @@ async def test_what_is_cancelled_before_it_is_begun_stays_so_until_its_message_c
     assert await ledger.cancel("id")
     clock.ahead += 101 * DAY
     assert (await ledger.begin("id", "work", asked)).over
+
+
+async def test_what_is_cancelled_and_had_no_runs_is_remembered_for_its_time(ledger: Ledger, clock: Clock) -> None:
+    asked = Terms(recorded=True, result_ttl=10.0, unique="unique/nobody/k")
+    await ledger.reserve("unique/nobody/k", "id")
+    nowhere = msgspec.structs.replace(sent(asked, "nobody"), queues=[], expires_at=time.time() + 100 * DAY)
+    await ledger.send("id", nowhere)
+    waiting = asyncio.create_task(ledger.wait("id"))
+    await eventually(lambda: ledger.followers._bells)
+    assert await ledger.cancel("id")
+    assert (await waiting).state == "cancelled"
+    await ledger.reserve("unique/nobody/k", "other")
+    assert [one.state for one in await ledger.page(10)] == ["cancelled"]
+    clock.ahead += 11
+    with pytest.raises(UnknownTask):
+        await ledger.record("id")
+
+
+async def test_a_task_that_runs_after_the_store_was_emptied_is_heard_of(ledger: Ledger) -> None:
+    await ledger.register("work", ["news"])
+    await ledger.store.apply([Delete("topic/work"), Delete("topic/news")])
+    elsewhere = Ledger(ledger.store)
+    assert await elsewhere.queues("news") == []
+    await elsewhere.send("id", msgspec.structs.replace(sent(topic="news"), queues=[]))
+    waiting = asyncio.create_task(elsewhere.wait("id"))
+    ledger._topics.clear()  # what it remembers for a second
+    await ledger.finish(await ledger.begin("id", "work", PLAIN), "succeeded", PLAIN)
+    assert (await waiting).state == "succeeded"
+    assert await Ledger(ledger.store).queues("news") == ["work"]
 
 
 async def test_a_dead_letter_is_revived_once(ledger: Ledger) -> None:

@@ -512,6 +512,28 @@ async def test_a_queued_task_that_is_cancelled_never_runs(make_app: MakeApp) -> 
         assert ran == [2]
 
 
+async def test_a_task_that_nobody_was_there_for_can_be_cancelled(make_app: MakeApp) -> None:
+    app = make_app()
+    async with app.client:
+        handle = await app.send("nobody", 1, unique="k")
+        waiting = asyncio.create_task(handle.result(WITHIN))
+        waiting_too = asyncio.create_task(app.waitfor(handle, WITHIN))
+        assert (await handle.record()).state == "queued"
+        assert await handle.cancel()
+        assert not await handle.cancel()
+        with pytest.raises(TaskCancelled):
+            await waiting
+        assert (await waiting_too).state == "cancelled"
+        record = await handle.record()
+        assert record.completedAt is not None
+        assert record.createdAt <= record.completedAt
+        assert record.runs == []
+        again = await app.send("nobody", 2, unique="k", expires=0.1)
+        with pytest.raises(ExpirationError):
+            await app.waitfor(again, WITHIN)
+        assert not await again.cancel()
+
+
 @pytest.mark.parametrize("plain", [False, True], ids=["coroutine", "thread"])
 async def test_a_running_task_that_is_cancelled_is_stopped(make_app: MakeApp, plain: bool) -> None:
     app = make_app()

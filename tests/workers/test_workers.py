@@ -101,7 +101,7 @@ async def test_a_plain_function_runs_in_a_thread() -> None:
         assert status(app, "watch").state == "running"
     assert where[0] is not threading.main_thread()
     assert turns == [False]
-    assert not where[0].is_alive()
+    await eventually(lambda: not where[0].is_alive(), "its thread has ended")
 
 
 async def test_an_exit_in_a_worker_is_a_failure_of_that_worker_alone() -> None:

@@ -51,6 +51,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     exact_length: bool
     """`Queue.max_length` is never exceeded, what consumers hold counts, and what one queue refuses reaches none.
     Else it is a brake: publishing far beyond it answers `QueueFull`."""
+    releases_in_place: bool = True
+    """What is released, or lost with its consumer, is what the system has of it; else a `Release` stores the delivery's
+    own `raw` anew, which has to stay until then."""
     transactions: bool = False
     """It is a `Transactional`: messages can be published inside a transaction of the caller's."""
 
@@ -204,7 +207,8 @@ class QueueInfo(msgspec.Struct, frozen=True, kw_only=True):
 class Admin(Protocol):
     """Optional: what an operator may look at and do. Nothing here takes part in delivery.
 
-    What a system cannot do (`capabilities.browse`, `capabilities.pause`) raises `Unsupported`.
+    What a system cannot do (`capabilities.browse`, `capabilities.pause`; `unbind` without `capabilities.topics`)
+    raises `Unsupported`.
     """
 
     async def inspect(self, names: Sequence[str] | None = None) -> Sequence[QueueInfo]:
@@ -234,6 +238,25 @@ class Admin(Protocol):
         """
         ...
 
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        """Have a queue get no more of what is published to these topics from now on. What waits in it stays; its
+        own name stays bound. Idempotent; a topic that it is not bound to is no error.
+
+        :raises BrokerError: no such queue.
+        :raises ValueError: one of them is the queue's own name; then nothing is done.
+        """
+        ...
+
+
+def to_unbind(queue: str, topics: Sequence[str]) -> list[str]:
+    """What `Admin.unbind` is asked for, each topic once.
+
+    :raises ValueError: one of them is the queue's own name.
+    """
+    if queue in topics:
+        raise ValueError(f"queue {queue!r} stays bound to its own name")
+    return list(dict.fromkeys(topics))
+
 
 class Broker(Protocol):
     """An adapter: one message system at one URL."""
@@ -254,7 +277,8 @@ class Broker(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close every subscription and the connection. Idempotent."""
+        """Close every subscription and the connection. Idempotent. Cancelled, it cuts the connection: nothing more is
+        said, and nothing waited for."""
         ...
 
     async def declare(self, queue: Queue) -> None:

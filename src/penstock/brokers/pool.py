@@ -32,8 +32,7 @@ class _Here:
         brokers = list(self.brokers.values())
         self.brokers.clear()
         self.opened.clear()
-        for broker in brokers:
-            await broker.close()
+        await asyncio.gather(*(broker.close() for broker in brokers))
 
 
 class Pool:

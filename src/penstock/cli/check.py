@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,9 +17,17 @@ from penstock.control.loading import load
 
 def check(
     call: Call,
-    target: Annotated[str, typer.Argument(metavar="MODULE:APP", help="The app; `:app` may be left out.")],
+    target: Annotated[
+        str, typer.Argument(metavar="MODULE:APP|DIR", help="The app; `:app` may be left out. Or a node's directory.")
+    ],
 ) -> None:
-    """Load an app and hold it against its brokers. Nothing is made or changed; exit status 1 on problems."""
+    """Load an app and hold it against its brokers, or read a directory's definitions.
+
+    Nothing is made or changed; exit status 1 on problems.
+    """
+    if os.path.isdir(target):
+        _check_folder(call, target)
+        return
     app = load(target, call.store)
     running.point(app, call.broker, call.host, call.port, call.store)
     report = call.run(checking.check(app))
@@ -26,6 +36,36 @@ def check(
     else:
         _print(report)
     if not report.good:
+        raise typer.Exit(1)
+
+
+def _check_folder(call: Call, target: str) -> None:
+    from penstock.node.documents import InvalidDefinitions  # what is a node's is imported by its commands alone
+    from penstock.node.folder import Folder, all_of, missing_modules
+
+    problems: list[str] = []
+    notes: list[str] = []
+    defined: list[dict[str, str]] = []
+    try:
+        found = Folder(Path(target)).read()
+    except InvalidDefinitions as invalid:
+        problems = [str(one) for one in invalid.problems]
+    else:
+        notes = [str(one) for one in missing_modules(found)]
+        for one in all_of(found):
+            kind = type(one).__name__.removesuffix("Definition").lower()
+            defined.append({"kind": kind, "name": one.name, "place": str(one.place)})
+    if call.json:
+        print_json({"definitions": defined, "problems": problems, "notes": notes})
+    else:
+        for each in defined:
+            print(clean(f"{each['kind']:<8} {each['name']}: {each['place']}"))
+        for text in notes:
+            print(clean(f"note     {text}"))
+        for text in problems:
+            print(clean(f"problem  {text}"))
+        print("all is well" if not problems else f"{len(problems)} to look into")
+    if problems:
         raise typer.Exit(1)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -33,13 +34,16 @@ _COMMON: dict[str, tuple[Any, Any]] = {
     "log_level": (Annotated[str | None, typer.Option("--log-level", help=", ".join(logs.LEVELS) + ".")], None),
     "log_format": (Annotated[str | None, typer.Option("--log-format", help=" or ".join(logs.FORMATS) + ".")], None),
 }
+_ASKED: dict[str, tuple[Any, Any]] = {
+    "node": (Annotated[str | None, typer.Option("--url", metavar="URL", help="Ask the node there, over HTTP.")], None),
+}
 
 
 class Call:
     """One use of a command: its common options over environment and `penstock.toml`.
 
     :raises ConfigError: a `penstock.toml` that cannot be used.
-    :raises UsageError: a log level or format that there is not; both a URL and a host.
+    :raises UsageError: a log level or format that there is not; both a URL and a host; both a node and a broker.
     """
 
     def __init__(self, options: dict[str, Any], subcommand: str | None) -> None:
@@ -54,9 +58,19 @@ class Call:
         _known("--log-format", options["log_format"], logs.FORMATS)
         if self.broker is not None and (self.host is not None or self.port is not None):
             raise UsageError("give --broker or --host and --port, not both")
+        self._node: str | None = options.get("node")
+        direct = any(one is not None for one in (self.broker, self.store, self.host, self.port))
+        if self._node is not None and direct:
+            raise UsageError("a node has its own broker and store: give --url without --broker, --store, -H and -P")
         self.settings = config.load()
+        self.node_url: str | None = None if direct else self._node or self.settings.url or None
+        """Of the node to ask: flag, then environment, then `penstock.toml`; None: none is told of, or a broker or
+        store is, to be asked directly."""
+        self.node_from_file = self._node is None and not config.secret("PENSTOCK_URL", os.environ)
+        """It is `penstock.toml` that names it."""
         self.log_level: str | None = "debug" if self.verbose else options["log_level"]
-        self.log_format: str = options["log_format"] or ("json" if self.json else self.settings.log_format)
+        self.given_format: str | None = options["log_format"]
+        self.log_format: str = self.given_format or ("json" if self.json else self.settings.log_format)
         logs.configure(self.log_level or "warning", self.log_format)
 
     @property
@@ -95,27 +109,39 @@ class Call:
 def with_common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function `f(call, …)` as a command whose options are its own and the common ones.
 
-    A common option may stand before or after the names of subcommands; the last one counts.
+    A common option may stand before or after the names of subcommands; the last one counts. Where the function has
+    a parameter of that name, the option is its own.
     """
+    return _command(function, _COMMON)
+
+
+def with_node_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for what a node can be asked: `--url` too."""
+    return _command(function, _COMMON | _ASKED)
+
+
+def _command(function: Callable[..., Any], offered: dict[str, tuple[Any, Any]]) -> Callable[..., Any]:
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    taken = {parameter.name for parameter in own}
+    shared = {name: option for name, option in offered.items() if name not in taken}
 
     @functools.wraps(function)
     def command(ctx: typer.Context, **values: Any) -> Any:
         given: dict[str, Any] = dict(ctx.obj or {})
-        for name, (_, default) in _COMMON.items():
+        for name, (_, default) in shared.items():
             value = values.pop(name)
             if value != default:
                 given[name] = value
         ctx.obj = given
-        options = {name: given.get(name, default) for name, (_, default) in _COMMON.items()}
+        options = {name: given.get(name, default) for name, (_, default) in (_COMMON | shared).items()}
         if ctx.invoked_subcommand is not None:
             return None  # its turn comes, with these options below its own
         return function(Call(options, ctx.invoked_subcommand), **values)
 
-    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     keyword = inspect.Parameter.KEYWORD_ONLY
     common = [
         inspect.Parameter(name, keyword, default=default, annotation=annotation)
-        for name, (annotation, default) in _COMMON.items()
+        for name, (annotation, default) in shared.items()
     ]
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     parameters = [context, *(parameter.replace(kind=keyword) for parameter in own), *common]

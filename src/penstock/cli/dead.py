@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from typing import Annotated, get_args
 
 import msgspec
 import typer
 
-from penstock.brokers.base import Broker
-from penstock.cli.command import Call, UsageError, one_of, with_common_options
-from penstock.cli.output import Advance, clean, note, print_json, print_table, progress
-from penstock.control import dead_letters
-from penstock.control.brokers import connected
+from penstock.cli.command import Call, UsageError, one_of, with_node_options
+from penstock.cli.letters import letterbox
+from penstock.cli.output import clean, note, print_json, print_table
 from penstock.control.dead_letters import Letters, Outcome, Selection
 from penstock.delivery.dead_letters import DeadLetter, Reason
-from penstock.errors import BrokerError
+from penstock.errors import BrokerError, PenstockError
 
 app = typer.Typer(help="Dead letters: list, show, replay, discard.")
-
-TICK = 0.1  # seconds between looks at how far it has come
 
 Name = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue whose dead letters these are.")]
 Ids = Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="Only this one; repeatable.")]
@@ -31,20 +25,18 @@ ListLimit = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At 
 Newest = Annotated[bool, typer.Option("--newest", help="The last ones, not the first.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
-Work = Callable[[Broker, Outcome], Awaitable[None]]
-
 
 @app.callback()
-@with_common_options
+@with_node_options
 def _group(call: Call) -> None:
     """Dead letters: list, show, replay, discard."""
 
 
 @app.command("list")
-@with_common_options
+@with_node_options
 def _list(call: Call, queue: Name, limit: ListLimit = 50, newest: Newest = False) -> None:
     """The dead letters of a queue, one a line, the oldest first."""
-    found = call.run(_look(call.url, queue, limit, newest))
+    found = letterbox(call, queue).look(limit, newest=newest)
     if call.json:
         print_json(found.letters)
     else:
@@ -54,7 +46,7 @@ def _list(call: Call, queue: Name, limit: ListLimit = 50, newest: Newest = False
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def show(
     call: Call,
     queue: Name,
@@ -64,13 +56,13 @@ def show(
 ) -> None:
     """Dead letters whole: error, traceback and body."""
     if id is not None:
-        letter = call.run(_find(call.url, queue, id))
+        letter = letterbox(call, queue).find(id)
         if call.json:
             print_json(letter)
         else:
             _print_letter(letter)
         return
-    found = call.run(_look(call.url, queue, limit, newest))
+    found = letterbox(call, queue).look(limit, newest=newest)
     if call.json:
         print_json(found.letters)
     else:
@@ -81,7 +73,7 @@ def show(
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def replay(
     call: Call,
     queue: Name,
@@ -97,18 +89,12 @@ def replay(
     With --to they are published on that broker to the name of their queue, and removed here once that is
     confirmed.
     """
-    selection = _selection(id, reason, limit)
-
-    async def work(broker: Broker, outcome: Outcome) -> None:
-        async with AsyncExitStack() as stack:
-            other = None if to is None else await stack.enter_async_context(connected(to))
-            await dead_letters.replay(broker, queue, selection, outcome, other)
-
-    _carry_out(call, queue, "replayed", selection, work)
+    selection, letters = _selection(id, reason, limit), letterbox(call, queue)
+    _carry_out(call, queue, "replayed", lambda outcome: letters.replay(selection, outcome, to))
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def discard(
     call: Call, queue: Name, id: Ids = None, reason: OneReason = None, limit: Limit = None, yes: Yes = False
 ) -> None:
@@ -116,11 +102,8 @@ def discard(
     selection = _selection(id, reason, limit)
     what = "these" if id else f"the {reason}" if reason else "all"
     call.confirm(f"Remove {what} dead letters of {queue} for good?", yes)
-
-    async def work(broker: Broker, outcome: Outcome) -> None:
-        await dead_letters.discard(broker, queue, selection, outcome)
-
-    _carry_out(call, queue, "discarded", selection, work)
+    letters = letterbox(call, queue)
+    _carry_out(call, queue, "discarded", lambda outcome: letters.discard(selection, outcome))
 
 
 def _selection(ids: list[str] | None, reason: str | None, limit: int | None) -> Selection:
@@ -130,12 +113,12 @@ def _selection(ids: list[str] | None, reason: str | None, limit: int | None) -> 
     return Selection(ids=frozenset(ids or ()), reason=chosen, limit=limit)
 
 
-def _carry_out(call: Call, queue: str, done: str, selection: Selection, work: Work) -> None:
-    """Do it with a progress bar and say what became of it, also when it was interrupted."""
+def _carry_out(call: Call, queue: str, done: str, work: Callable[[Outcome], None]) -> None:
+    """Do it and say what became of it, also when it was interrupted."""
     outcome = Outcome()
     try:
-        call.run(_with_progress(call.url, queue, selection, work, outcome))
-    except (KeyboardInterrupt, BrokerError) as error:
+        work(outcome)
+    except (KeyboardInterrupt, PenstockError) as error:
         stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
         if outcome.done or stopped == "interrupted":
             note(f"{stopped}: {outcome.done} {done}; the others are still dead letters")
@@ -148,35 +131,6 @@ def _carry_out(call: Call, queue: str, done: str, selection: Selection, work: Wo
         raise BrokerError(f"{outcome.stayed} dead letters stay: {outcome.why}")
     if outcome.missing:
         raise BrokerError(f"no such dead letters in {queue!r}: {', '.join(sorted(outcome.missing))}")
-
-
-async def _with_progress(url: str, queue: str, selection: Selection, work: Work, outcome: Outcome) -> None:
-    async with connected(url) as broker:
-        total = len(selection.ids) or selection.limit
-        if total is None:
-            total = await dead_letters.count(broker, queue)
-        with progress(queue, total) as advance:
-            showing = asyncio.create_task(_show_progress(outcome, advance))
-            try:
-                await work(broker, outcome)
-            finally:
-                showing.cancel()
-
-
-async def _show_progress(outcome: Outcome, advance: Advance) -> None:
-    while True:
-        advance(outcome.done, outcome.done)
-        await asyncio.sleep(TICK)
-
-
-async def _look(url: str, queue: str, limit: int, newest: bool) -> Letters:
-    async with connected(url) as broker:
-        return await dead_letters.look(broker, queue, limit, newest=newest)
-
-
-async def _find(url: str, queue: str, id: str) -> DeadLetter:
-    async with connected(url) as broker:
-        return await dead_letters.find(broker, queue, id)
 
 
 def _say_if_more(found: Letters) -> None:

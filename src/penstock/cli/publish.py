@@ -17,7 +17,7 @@ from penstock.cli.output import Advance, note, print_json, progress
 from penstock.client import SyncClient
 from penstock.client.client import MAX_BODY
 from penstock.control.brokers import require_files
-from penstock.errors import BodyTooLarge, InvalidMessage, PenstockError, PublishError
+from penstock.errors import BodyTooLarge, InvalidMessage, PenstockError, PublishError, PublishTimeout
 
 READ = 256 * 1024  # bytes asked of stdin; what there is goes out, so that a slow source is not held up
 CHUNK = 1000  # messages published in one round trip
@@ -120,7 +120,7 @@ class _Lines:
         try:
             self._client.publish_many(self._name, values, **self._options)
         except PublishError as error:
-            if not error.failed:
+            if isinstance(error, PublishTimeout):
                 raise PublishError(
                     f"lines {numbers[0]} to {numbers[-1]}: {error}; {self.published} published for certain"
                 ) from error

@@ -5,14 +5,30 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from typer.core import TyperGroup
 
-from penstock.cli.command import Call, with_common_options
+from penstock.cli import remote
+from penstock.cli.command import Call, with_node_options
 from penstock.cli.output import note, number, print_json, print_table, seconds
 from penstock.control import queues
 from penstock.control.brokers import admin_of, connected, listing_admin_of, missing_file
-from penstock.control.queues import Overview
+from penstock.control.queues import Overview, QueueStatus
+from penstock.errors import UnknownQueue, near
+
+
+class _Told(QueueStatus, frozen=True, kw_only=True):
+    """A queue, as a node tells of it."""
+
+    paused: bool
+
+    def status(self) -> QueueStatus:
+        return QueueStatus(**{name: getattr(self, name) for name in QueueStatus.__struct_fields__})
+
+
+class _Purged(msgspec.Struct):
+    purged: int
 
 
 class _Group(TyperGroup):
@@ -32,22 +48,25 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.callback(invoke_without_command=True)
-@with_common_options
+@with_node_options
 def _list_by_default(call: Call) -> None:
     """Queues: list (also without a word), purge, pause, resume."""
     _show(call, [])
 
 
 @app.command("list")
-@with_common_options
+@with_node_options
 def _list(call: Call, names: Names = None) -> None:
     """Every queue, or those named: waiting, in hand, consumers, dead letters, age of the oldest."""
     _show(call, names or [])
 
 
 def _show(call: Call, names: list[str]) -> None:
-    missing = missing_file(call.url)
-    if missing is not None:
+    node = remote.asked(call)
+    missing = missing_file(call.url) if node is None else None
+    if node is not None:
+        found = _told(node.get("/queues", list[_Told]), names)
+    elif missing is not None:
         found = Overview(queues=[], paused=frozenset())
         note(f"{missing} does not exist yet")
     else:
@@ -71,11 +90,12 @@ def _show(call: Call, names: list[str]) -> None:
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def purge(call: Call, queue: Name, yes: Yes = False) -> None:
     """Remove every message that waits in a queue."""
     call.confirm(f"Remove every message that waits in {queue}?", yes)
-    count = call.run(_purge(call.url, queue))
+    node = remote.asked(call)
+    count = call.run(_purge(call.url, queue)) if node is None else node.post(_path(queue, "purge"), _Purged).purged
     if call.json:
         print_json({"queue": queue, "purged": count})
     else:
@@ -83,25 +103,44 @@ def purge(call: Call, queue: Name, yes: Yes = False) -> None:
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def pause(call: Call, queue: Name) -> None:
     """Hand out nothing from a queue until it is resumed."""
     _set_paused(call, queue, True)
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def resume(call: Call, queue: Name) -> None:
     """Hand out a paused queue's messages again."""
     _set_paused(call, queue, False)
 
 
 def _set_paused(call: Call, queue: str, paused: bool) -> None:
-    call.run(_pause(call.url, queue, paused))
+    node = remote.asked(call)
+    if node is None:
+        call.run(_pause(call.url, queue, paused))
+    else:
+        node.post(_path(queue, "pause" if paused else "resume"), dict)
     if call.json:
         print_json({"queue": queue, "paused": paused})
     else:
         print(f"{queue} is {'paused' if paused else 'handed out again'}")
+
+
+def _path(queue: str, verb: str) -> str:
+    return f"/queues/{remote.part(queue)}/{verb}"
+
+
+def _told(found: list[_Told], names: list[str]) -> Overview:
+    """:raises UnknownQueue: a named queue that the node does not tell of."""
+    known = {one.name for one in found}
+    for name in names:
+        if name not in known:
+            raise UnknownQueue(f"there is no queue {name!r}{near(name, known)}")
+    wanted = [one for one in found if not names or one.name in names]
+    paused = frozenset(one.name for one in wanted if one.paused)
+    return Overview(queues=[one.status() for one in wanted], paused=paused)
 
 
 async def _overview(url: str, names: list[str]) -> Overview:

@@ -10,8 +10,24 @@ from typing import Annotated
 import typer
 
 import penstock
-from penstock.cli import call_command, check, dead, doctor, publish, queues, run_command, send, tasks
-from penstock.cli.command import Call, UsageError, debugging, with_common_options
+from penstock.cli import (
+    call_command,
+    check,
+    config_command,
+    dead,
+    doctor,
+    nodes,
+    publish,
+    queues,
+    run_command,
+    send,
+    serve,
+    shell,
+    tasks,
+    transactions,
+    workers,
+)
+from penstock.cli.command import Call, UsageError, debugging, with_common_options, with_node_options
 from penstock.cli.output import clean, complain
 from penstock.errors import PenstockError, RemoteError, one_line
 
@@ -39,17 +55,23 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    commands = "run, publish, send, call, queues, dead, tasks, check or doctor"
-    raise UsageError(f"say what to do: {commands} (penstock --help tells more)")
+    work, cluster = "run, serve, publish, send, call, queues, dead, tasks, transactions", "workers, nodes, shell"
+    raise UsageError(f"say what to do: {work}, {cluster}, config, check or doctor (penstock --help tells more)")
 
 
 app.command("run")(with_common_options(run_command.run))
+app.command("serve")(with_common_options(serve.serve))
 app.command("publish")(with_common_options(publish.publish))
 app.command("send")(with_common_options(send.send))
 app.command("call")(with_common_options(call_command.call))
 app.add_typer(queues.app, name="queues")
 app.add_typer(dead.app, name="dead")
 app.add_typer(tasks.app, name="tasks")
+app.add_typer(transactions.app, name="transactions")
+app.add_typer(workers.app, name="workers")
+app.command("nodes")(with_node_options(nodes.nodes))
+app.command("shell")(with_node_options(shell.shell))
+app.add_typer(config_command.app, name="config")
 app.command("check")(with_common_options(check.check))
 app.command("doctor")(with_common_options(doctor.doctor))
 
@@ -81,7 +103,10 @@ def _failed(error: Exception) -> int:
     if debugging():
         _show_where(error)
     known = isinstance(error, PenstockError | ValueError)
-    complain(str(error) if known and str(error) else f"{one_line(error)} (unexpected; -v shows where)")
+    for problem in getattr(error, "problems", ()):  # all that is wrong with some definitions
+        complain(str(problem))
+    if not hasattr(error, "problems"):
+        complain(str(error) if known and str(error) else f"{one_line(error)} (unexpected; -v shows where)")
     return 1
 
 

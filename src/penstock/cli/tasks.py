@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
 
-from penstock.cli.command import Call, one_of, with_common_options
-from penstock.cli.output import complain, note, print_json, print_table
+from penstock.cli import remote
+from penstock.cli.command import Call, one_of, with_node_options
+from penstock.cli.output import clean, complain, note, print_json, print_table
 from penstock.cli.records import names, print_record, took
+from penstock.cli.remote import Refusal, Remote
 from penstock.control import tasks
 from penstock.control.brokers import connected, missing_store_file, remembered, require_files
 from penstock.control.tasks import Conflict
@@ -19,6 +22,11 @@ from penstock.stores.ledger import Ledger
 from penstock.stores.records import State, TaskRecord
 
 T = TypeVar("T")
+
+MOST = 1000
+"""Tasks that a node tells at once."""
+ABOUT_ONE = (404, 409, 422, 429)
+"""Statuses with which a node refuses one task, and not all."""
 
 
 class _Group(TyperGroup):
@@ -36,14 +44,14 @@ Ids = Annotated[list[str], typer.Argument(metavar="ID…")]
 
 
 @app.callback(invoke_without_command=True)
-@with_common_options
+@with_node_options
 def _list_by_default(call: Call) -> None:
     """Tasks that were sent: list (also without a word), show, cancel, retry."""
     _show_latest(call, None, None, 50)
 
 
 @app.command("list")
-@with_common_options
+@with_node_options
 def _list(
     call: Call,
     state: Annotated[str | None, typer.Option("--state", help=f"Only these: {', '.join(get_args(State))}.")] = None,
@@ -55,13 +63,11 @@ def _list(
 
 
 def _show_latest(call: Call, state: State | None, topic: str | None, limit: int) -> None:
-    url = _store_of(call)
-    missing = missing_store_file(url)
-    if missing is not None:
-        found: list[TaskRecord] = []
-        note(f"{missing} does not exist yet")
+    node = remote.asked(call)
+    if node is not None:
+        found = node.get("/tasks", list[TaskRecord], state=state, topic=topic, limit=min(limit + 1, MOST))
     else:
-        found = call.run(_ask(url, lambda ledger: tasks.latest(ledger, limit + 1, state=state, topic=topic)))
+        found = _latest(call, state, topic, limit + 1)
     shown = found[:limit]
     if call.json:
         print_json(shown)
@@ -70,13 +76,28 @@ def _show_latest(call: Call, state: State | None, topic: str | None, limit: int)
         print_table(["taskid", "topic", "state", "created", "took", "tasks"], rows, right=(4,))
     if len(found) > limit:
         note(f"these are the latest {limit}: --limit shows more")
+    elif node is not None and len(found) == MOST:
+        note(f"these are the latest {MOST}: a node tells no more at once")
+
+
+def _latest(call: Call, state: State | None, topic: str | None, limit: int) -> list[TaskRecord]:
+    url = _store_of(call)
+    missing = missing_store_file(url)
+    if missing is not None:
+        note(f"{missing} does not exist yet")
+        return []
+    return call.run(_ask(url, lambda ledger: tasks.latest(ledger, limit, state=state, topic=topic)))
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def show(call: Call, id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
     """One task whole: its content, and each run with result, error, progress and attempts."""
-    record = call.run(_ask(_store_of(call), lambda ledger: tasks.find(ledger, id)))
+    node = remote.asked(call)
+    if node is not None:
+        record = node.get(_path(id), TaskRecord)
+    else:
+        record = call.run(_ask(_store_of(call), lambda ledger: tasks.find(ledger, id)))
     if call.json:
         print_json(record)
     else:
@@ -84,45 +105,111 @@ def show(call: Call, id: Annotated[str, typer.Argument(metavar="ID")]) -> None:
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def cancel(call: Call, ids: Ids) -> None:
     """Have tasks end: what nobody has begun never will be, what runs is stopped."""
 
-    async def one(ledger: Ledger, taskid: str) -> dict[str, Any]:
-        record = await tasks.cancel(ledger, taskid)
-        if not call.json:
-            print(f"{taskid} {'is cancelled' if record.ended else 'is being stopped'}")
-        return {"taskid": taskid, "state": record.state}
+    def tell(many: _Many, record: TaskRecord) -> None:
+        done = "is cancelled" if record.ended else "is being stopped"
+        many.add({"taskid": record.taskid, "state": record.state}, f"{record.taskid} {done}")
 
-    async def work() -> list[str]:
+    async def work() -> None:
         async with remembered(_store_of(call)) as ledger:
-            return await _each(call, ids, lambda taskid: one(ledger, taskid))
+            with _Many(call) as many:
+                for taskid in dict.fromkeys(ids):
+                    with many.one():
+                        tell(many, await tasks.cancel(ledger, taskid))
 
-    _end(call.run(work()))
+    node = remote.asked(call)
+    if node is None:
+        call.run(work())
+        return
+    with _Many(call) as many:
+        for taskid in dict.fromkeys(ids):
+            with many.one():
+                tell(many, node.post(f"{_path(taskid)}/cancel", TaskRecord))
 
 
 @app.command()
-@with_common_options
+@with_node_options
 def retry(call: Call, ids: Ids) -> None:
     """Have the runs of tasks that did not succeed begin again, under the same id and without an expiry.
 
     What succeeded stays as it is.
     """
-    store = _store_of(call)
-    require_files(call.url, store)
 
-    async def work() -> list[str]:
+    def tell(many: _Many, taskid: str, again: list[str]) -> None:
+        many.add({"taskid": taskid, "tasks": again}, f"{taskid} is queued again for {', '.join(again)}")
+
+    async def work(store: str) -> None:
         async with connected(call.url) as broker, remembered(store) as ledger:
+            with _Many(call) as many:
+                for taskid in dict.fromkeys(ids):
+                    with many.one():
+                        tell(many, taskid, await tasks.retry(ledger, broker, taskid))
 
-            async def one(taskid: str) -> dict[str, Any]:
-                again = await tasks.retry(ledger, broker, taskid)
-                if not call.json:
-                    print(f"{taskid} is queued again for {', '.join(again)}")
-                return {"taskid": taskid, "tasks": again}
+    node = remote.asked(call)
+    if node is None:
+        store = _store_of(call)
+        require_files(call.url, store)
+        call.run(work(store))
+        return
+    with _Many(call) as many:
+        for taskid in dict.fromkeys(ids):
+            with many.one():
+                tell(many, taskid, _retry_over_http(node, taskid))
 
-            return await _each(call, ids, one)
 
-    _end(call.run(work()))
+class _Many:
+    """Several tasks one after another, whatever becomes of the others. At the end what was done is told as JSON, and
+    what went wrong, a line each."""
+
+    def __init__(self, call: Call) -> None:
+        self._json = call.json
+        self._done: list[dict[str, Any]] = []
+        self._wrong: list[str] = []
+
+    def __enter__(self) -> _Many:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._json:
+            print_json(self._done)
+        if kind is not None:
+            return
+        for line in self._wrong:
+            complain(line)
+        if self._wrong:
+            raise typer.Exit(1)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """One of them: what is wrong with it alone ends nothing else."""
+        try:
+            yield
+        except (UnknownTask, Conflict, PublishError) as error:
+            self._wrong.append(str(error))
+        except Refusal as error:
+            if error.status not in ABOUT_ONE:
+                raise
+            self._wrong.append(str(error))
+
+    def add(self, done: dict[str, Any], line: str) -> None:
+        """It is done."""
+        self._done.append(done)
+        if not self._json:
+            print(clean(line))
+
+
+def _retry_over_http(node: Remote, taskid: str) -> list[str]:
+    """The names of the tasks that are run again."""
+    before = node.get(_path(taskid), TaskRecord)
+    node.post(f"{_path(taskid)}/retry", TaskRecord)
+    return [run.task for run in before.runs if run.state in tasks.UNSUCCESSFUL]
+
+
+def _path(taskid: str) -> str:
+    return f"/tasks/{remote.part(taskid)}"
 
 
 def _store_of(call: Call) -> str:
@@ -136,29 +223,6 @@ def _store_of(call: Call) -> str:
 async def _ask(url: str, work: Callable[[Ledger], Awaitable[T]]) -> T:
     async with remembered(url) as ledger:
         return await work(ledger)
-
-
-async def _each(call: Call, ids: list[str], work: Callable[[str], Awaitable[dict[str, Any]]]) -> list[str]:
-    """Do it to each task, whatever became of the others; what went wrong, a line each."""
-    done: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    try:
-        for taskid in dict.fromkeys(ids):
-            try:
-                done.append(await work(taskid))
-            except (UnknownTask, Conflict, PublishError) as error:
-                wrong.append(str(error))
-    finally:
-        if call.json:
-            print_json(done)
-    return wrong
-
-
-def _end(wrong: list[str]) -> None:
-    for line in wrong:
-        complain(line)
-    if wrong:
-        raise typer.Exit(1)
 
 
 def _time(moment: str) -> str:

@@ -19,6 +19,7 @@ from penstock.errors import (
     BrokerError,
     BrokerUnavailable,
     ExpirationError,
+    PublishTimeout,
     RemoteError,
     TimeoutError,
     one_line,
@@ -37,13 +38,17 @@ BACKOFF = (0.05, 2.0)  # seconds, first and longest
 class _Pending:
     """A call that waits for its answer."""
 
-    __slots__ = ("answer", "life", "limit", "taken")
+    __slots__ = ("answer", "complaint", "life", "limit", "sent", "taken")
 
     def __init__(self, answer: asyncio.Future[Delivery], limit: asyncio.Timeout) -> None:
         self.answer = answer
         self.limit = limit
         self.life: int | None = None
         """That of the inbox in which it was asked; None: it was not asked yet."""
+        self.complaint = ""
+        """Why not."""
+        self.sent = False
+        """The broker may have it, though it has not said so."""
         self.taken = False
 
     def fail(self, error: BaseException) -> None:
@@ -60,7 +65,7 @@ class _Pending:
 
     def expire(self) -> None:
         if not self.taken:
-            self.fail(ExpirationError("nobody took the call in time"))
+            self.fail(ExpirationError(f"nobody took the call in time{self.complaint}"))
 
 
 class Calls:
@@ -85,6 +90,7 @@ class Calls:
         :raises Unroutable, QueueFull, …: no queue took it.
         :raises ExpirationError: nobody took it within `expires`.
         :raises TimeoutError: not answered within `timeout`, or stopped where it ran.
+        :raises PublishTimeout: the broker could not be asked within `timeout`.
         :raises RemoteError: it was raised where it ran.
         :raises BrokerUnavailable: the connection was lost meanwhile; whether it ran is not known.
         """
@@ -105,7 +111,12 @@ class Calls:
             if isinstance(error, TimeoutError) or timeout is None:
                 raise
             if expires is not None and expires <= timeout and not pending.taken:
-                raise ExpirationError(f"nobody took the call to {message.topic!r} within {expires:g} s") from None
+                why = f"nobody took the call to {message.topic!r} within {expires:g} s{pending.complaint}"
+                raise ExpirationError(why) from None
+            if pending.life is None:
+                raise PublishTimeout(
+                    f"not confirmed within {timeout:g} s{pending.complaint}", reached=pending.sent
+                ) from None
             raise TimeoutError(f"no answer from {message.topic!r} within {timeout:g} s") from None
         finally:
             if timer is not None:
@@ -131,11 +142,12 @@ class Calls:
         while True:
             try:
                 inbox = self._live_inbox() or await self._open()
-                pending.life = inbox.life
+                pending.life, pending.sent = inbox.life, True
                 await inbox.request(message, pending.fail)
+                pending.complaint = ""
                 return
             except BrokerUnavailable as error:
-                pending.life = None
+                pending.life, pending.complaint = None, f": {error}"
                 failures += 1
                 log.debug("cannot call %r: %s", message.topic, one_line(error))
             await asyncio.sleep(backoff_delay(failures, BACKOFF, random.Random()))  # noqa: S311 - jitter

@@ -13,6 +13,7 @@ from penstock.client.publishing import MAX_BODY, check_text, resolve_broker
 from penstock.client.tasks import Asking
 from penstock.stores.ledger import Ledger
 from penstock.terms import Reply
+from penstock.waiting import together
 
 T = TypeVar("T")
 
@@ -99,11 +100,15 @@ class Client(Asking):
             await listener.close()
 
     async def _disconnect(self) -> None:
-        async with self._listening.ended():
-            await self._stop_asking()
-            self._outboxes.clear()
-            await self._pool.close()
-            await self._keeper.close()
+        try:
+            async with self._listening.ended():
+                await self._stop_asking()
+                self._outboxes.clear()
+                await self._pool.close()
+                await self._keeper.close()
+        except BaseException:  # it is cut short: what was not asked to close yet is, and is cut as well
+            await together(self._pool.close, self._keeper.close)
+            raise
 
     # -- what begins while `close` is under way would begin on what it is about to close
 

@@ -95,6 +95,8 @@ def outcome(task: Standing) -> Any:
     """The result of the one run of a task that has ended, or its error raised."""
     if task.state == "expired":
         raise ExpirationError(f"nobody took task {task.taskid} in time")
+    if task.state == "cancelled" and not task.runs:
+        raise TaskCancelled(task.taskid)
     if len(task.runs) != 1:
         raise PenstockError(f"task {task.taskid} has {len(task.runs)} runs, not one: waitfor() tells of all")
     (run,) = task.runs.values()

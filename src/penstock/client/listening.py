@@ -96,7 +96,7 @@ class Listening:
         self._listeners: list[Listener] = []
         self._inbox: Inbox | None = None
         self._pumping: asyncio.Task[None] | None = None
-        self._applying: asyncio.Task[None] | None = None
+        self._applying: set[asyncio.Task[None]] = set()
         self._ended = False
         self._is_wanted = False
         """Somebody wants to listen, once nothing is `ended` any more."""
@@ -130,8 +130,10 @@ class Listening:
             self._is_wanted = True
         elif self._pumping is None or self._pumping.done() or self._pumping.get_loop() is not loop:
             self._pumping = asyncio.create_task(self._pump(), name="penstock-listening")
-        elif self._inbox is not None:
-            self._applying = asyncio.create_task(self._apply_soon(self._inbox))
+        elif self._inbox is not None and self._some_wait() and all(task.done() for task in self._applying):
+            applying = asyncio.create_task(self._apply_soon(self._inbox), name="penstock-listening anew")
+            self._applying.add(applying)
+            applying.add_done_callback(self._applying.discard)
 
     @contextlib.asynccontextmanager
     async def ended(self) -> AsyncIterator[None]:
@@ -148,11 +150,12 @@ class Listening:
 
     async def _stop(self) -> None:
         loop = asyncio.get_running_loop()
-        for task in (self._pumping, self._applying):
+        for task in (self._pumping, *self._applying):
             if task is not None and task.get_loop() is loop:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        self._pumping = self._applying = None
+        self._pumping = None
+        self._applying.clear()
         self._tell(live=False)
         for listener in self._listeners:
             listener.stop()
@@ -194,7 +197,12 @@ class Listening:
 
     async def _apply_soon(self, inbox: Inbox) -> None:
         with contextlib.suppress(BrokerUnavailable):  # the pump notices too, and applies them to the next inbox
-            await self._apply(inbox)
+            while inbox is self._inbox and self._some_wait():
+                await self._apply(inbox)
+
+    def _some_wait(self) -> bool:
+        """Whether there are listeners that do not hear yet."""
+        return any(not one._is_live for one in self._listeners)
 
     def _dispatch(self, delivery: Delivery) -> None:
         for listener in self._listeners:

@@ -112,8 +112,9 @@ class Publishing:
         The keywords are those of `publish`, for all of them.
 
         :raises TypeError: not a list.
-        :raises PublishError: some were refused: `failed` maps their indexes to errors, the others are
-            stored. With a body that cannot be sent at all, nothing is published.
+        :raises PublishError: some were refused, by the broker or because they cannot be sent (`BodyTooLarge`,
+            `Unencodable`): `failed` maps their indexes to errors, the others are stored.
+        :raises PublishTimeout: not confirmed in time; those in `failed` may have been stored.
         """
         if not isinstance(bodies, list):
             raise TypeError(f"publish_many takes a list of bodies, not {type(bodies).__name__}")
@@ -127,33 +128,41 @@ class Publishing:
             return []
         if ids is None:
             ids = new_ids(len(bodies))
-        first = self._message(name, bodies[0], ids[0], key, headers, priority, expires, delay, persistent)
-        messages = [first]
-        for index in range(1, len(bodies)):
-            data, described = self._encode(bodies[index], headers, index)
-            messages.append(
-                Outgoing(
-                    id=ids[index],
-                    topic=first.topic,
-                    body=data,
-                    headers=described,
-                    key=first.key,
-                    priority=priority,
-                    enqueued_at=first.enqueued_at,
-                    expires_at=first.expires_at,
-                    delay=first.delay,
-                    persistent=persistent,
-                )
+        like = self._message(name, b"", ids[0], key, headers, priority, expires, delay, persistent)
+        failed: dict[int, PublishError] = {}
+        messages: dict[int, Outgoing] = {}
+        for index, body in enumerate(bodies):
+            try:
+                data, described = self._encode(body, headers)
+            except (Unencodable, BodyTooLarge) as error:
+                failed[index] = error
+                continue
+            messages[index] = Outgoing(
+                id=ids[index],
+                topic=like.topic,
+                body=data,
+                headers=described,
+                key=like.key,
+                priority=priority,
+                enqueued_at=like.enqueued_at,
+                expires_at=like.expires_at,
+                delay=like.delay,
+                persistent=persistent,
             )
-        refusals = await self._send(messages, timeout, broker, transaction)
-        failed = {index: refusal for index, refusal in enumerate(refusals) if refusal is not None}
+        if messages:
+            try:
+                refusals = await self._send(list(messages.values()), timeout, broker, transaction)
+            except PublishTimeout as error:
+                error.failed = dict.fromkeys(messages, error) | failed
+                raise
+            failed |= {index: one for index, one in zip(messages, refusals, strict=True) if one is not None}
         if failed:
-            example = next(iter(failed.values()))
-            if len(failed) == len(messages):
+            example = failed[min(failed)]
+            if len(failed) == len(bodies):
                 example.failed = failed
                 raise example
-            raise PublishError(f"{len(failed)} of {len(messages)} messages were refused: {example}", failed)
-        return [message.id for message in messages]
+            raise PublishError(f"{len(failed)} of {len(bodies)} messages were refused: {example}", failed)
+        return list(ids)
 
     def _message(
         self,
@@ -193,17 +202,11 @@ class Publishing:
             persistent=persistent,
         )
 
-    def _encode(
-        self, body: Any, headers: Mapping[str, Any] | None, index: int | None = None
-    ) -> tuple[bytes, Mapping[str, Any]]:
-        try:
-            data, described = codec.encode(body, headers)
-            if len(data) > self._max_body:
-                raise BodyTooLarge(len(data), self._max_body)
-        except (Unencodable, BodyTooLarge) as error:
-            if index is not None:
-                error.failed = {index: error}
-            raise
+    def _encode(self, body: Any, headers: Mapping[str, Any] | None) -> tuple[bytes, Mapping[str, Any]]:
+        """:raises Unencodable, BodyTooLarge: it cannot be sent."""
+        data, described = codec.encode(body, headers)
+        if len(data) > self._max_body:
+            raise BodyTooLarge(len(data), self._max_body)
         return data, described
 
     async def _send(

@@ -101,6 +101,7 @@ class Asking(Publishing):
         :raises Unroutable: nobody has ever been there to answer to this name.
         :raises ExpirationError: nobody took it within `expires`.
         :raises TimeoutError: not answered within `timeout`, or stopped where it ran at its own limit.
+        :raises PublishTimeout: the broker could not be asked within `timeout`; nothing was sent.
         :raises RemoteError: what was raised where it ran.
         :raises BodyTooLarge, Unencodable: as they say; nothing was sent.
         :raises BrokerUnavailable: the connection was lost meanwhile; whether it ran is not known.
@@ -293,11 +294,13 @@ class Asking(Publishing):
 
     async def _stop_asking(self) -> None:
         calls, self._calls = self._calls, None
-        for one in (calls or {}).values():
-            await one.close()
         ledger, self._known_ledger = self._known_ledger, None
-        if ledger is not None and self._ledger_loop in (None, asyncio.get_running_loop()):
-            await ledger.close()
+        try:
+            for one in (calls or {}).values():
+                await one.close()
+        finally:
+            if ledger is not None and self._ledger_loop in (None, asyncio.get_running_loop()):
+                await ledger.close()
 
 
 async def _connected(broker: Broker) -> None:

@@ -18,7 +18,7 @@ from penstock.brokers.base import Ack, Broker, Move, Queue, QueueInfo, Settlemen
 from penstock.client.client import MAX_BODY
 from penstock.delivery import dead_letters
 from penstock.delivery.dead_letters import DeadLetter, Reason, dead_queue
-from penstock.errors import BrokerError, BrokerUnavailable, PublishError, near
+from penstock.errors import BrokerUnavailable, PublishError, UnknownQueue, near
 from penstock.message import Delivery
 
 T = TypeVar("T")
@@ -39,6 +39,10 @@ class Letters(msgspec.Struct, frozen=True):
     total: int | None
 
 
+MOST_SHOWN = 64 * 2**20
+"""Bytes of bodies that are shown together."""
+
+
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which letters; by default all."""
 
@@ -47,11 +51,16 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
     limit: int | None = None
     """At most so many."""
+    before: float | None = None
+    """Only those that had died by then; Unix seconds."""
 
     def takes(self, delivery: Delivery) -> bool:
         if self.ids and delivery.id not in self.ids:
             return False
-        return self.reason is None or dead_letters.death_of(delivery).reason == self.reason
+        if self.reason is None and self.before is None:
+            return True
+        death = dead_letters.death_of(delivery)
+        return self.reason in (None, death.reason) and (self.before is None or death.time <= self.before)
 
 
 class Outcome(msgspec.Struct):
@@ -67,24 +76,28 @@ class Outcome(msgspec.Struct):
 
 
 async def look(broker: Broker, queue: str, limit: int, *, newest: bool = False) -> Letters:
-    """The oldest (or newest) dead letters of a queue.
+    """The oldest (or newest) dead letters of a queue; fewer than `limit` where they are large, at least one.
 
-    :raises BrokerError: no such queue.
+    :raises UnknownQueue: no such queue.
     """
     total = await count(broker, queue)
-    found: deque[DeadLetter] = deque(maxlen=limit if newest else None)
+    found: deque[Delivery] = deque()
+    size = 0
     async with aclosing(_browse(broker, queue, PAGE if newest else min(limit, PAGE))) as deliveries:
         async for delivery in deliveries:
-            found.append(dead_letters.read(delivery, MAX_BODY))
-            if len(found) >= limit and not newest:
+            if found and not newest and (len(found) >= limit or size + len(delivery.raw) > MOST_SHOWN):
                 break
-    return Letters(list(found), total)
+            found.append(delivery)
+            size += len(delivery.raw)
+            while len(found) > limit or (len(found) > 1 and size > MOST_SHOWN):
+                size -= len(found.popleft().raw)
+    return Letters([dead_letters.read(delivery, MAX_BODY) for delivery in found], total)
 
 
 async def count(broker: Broker, queue: str) -> int | None:
     """How many dead letters a queue has; None where the system cannot say.
 
-    :raises BrokerError: no such queue.
+    :raises UnknownQueue: no such queue.
     """
     info = await _find(broker, queue)
     return None if info is None or info.ready is None else info.ready + (info.unsettled or 0)
@@ -93,14 +106,14 @@ async def count(broker: Broker, queue: str) -> int | None:
 async def find(broker: Broker, queue: str, id: str) -> DeadLetter:
     """One dead letter.
 
-    :raises BrokerError: no such queue, or no such letter in it.
+    :raises UnknownQueue: no such queue, or no such letter in it.
     """
     await _find(broker, queue)
     async with aclosing(_browse(broker, queue, PAGE)) as deliveries:
         async for delivery in deliveries:
             if delivery.id == id:
                 return dead_letters.read(delivery, MAX_BODY)
-    raise BrokerError(f"{queue!r} has no dead letter {id!r}")
+    raise UnknownQueue(f"{queue!r} has no dead letter {id!r}")
 
 
 async def replay(broker: Broker, queue: str, selection: Selection, outcome: Outcome, to: Broker | None = None) -> None:
@@ -110,7 +123,8 @@ async def replay(broker: Broker, queue: str, selection: Selection, outcome: Outc
     confirmed: delivered twice at worst, never lost. Where a queue other than its own would get a copy,
     nothing is published.
 
-    :raises BrokerError: no such queue; the broker is away for long.
+    :raises UnknownQueue: no such queue.
+    :raises BrokerUnavailable: the broker is away for long.
     """
     homes = _Homes(to or broker)
 
@@ -145,7 +159,8 @@ async def replay(broker: Broker, queue: str, selection: Selection, outcome: Outc
 async def discard(broker: Broker, queue: str, selection: Selection, outcome: Outcome) -> None:
     """Remove dead letters for good.
 
-    :raises BrokerError: no such queue; the broker is away for long.
+    :raises UnknownQueue: no such queue.
+    :raises BrokerUnavailable: the broker is away for long.
     """
 
     async def settle(deliveries: list[Delivery]) -> list[Settlement]:
@@ -214,8 +229,9 @@ class _Sweep:
                 lost = await _insist(lambda: subscription.settle(settlements))  # noqa: B023
                 outcome.done += len(settlements) - len(lost)
                 outcome.missing -= {delivery.id for delivery in taken}
-                for delivery in deliveries:
-                    delivery.raw = b""  # what stays is held: that need not cost its body's memory
+                if self._broker.capabilities.releases_in_place:
+                    for delivery in deliveries:
+                        delivery.raw = b""  # what stays is held: that need not cost its body's memory
 
     def _choose(self, deliveries: list[Delivery], *, once: bool) -> list[Delivery]:
         taken = []
@@ -282,7 +298,7 @@ async def _borrow(subscription: Subscription, expected: int | None) -> AsyncGene
 async def _find(broker: Broker, queue: str) -> QueueInfo | None:
     """The queue of a queue's dead letters; None where the system does not show its queues.
 
-    :raises BrokerError: there is none.
+    :raises UnknownQueue: there is none.
     """
     admin = broker.admin
     if admin is None:
@@ -291,11 +307,11 @@ async def _find(broker: Broker, queue: str) -> QueueInfo | None:
     if dead_queue(queue) in known:
         return known[dead_queue(queue)]
     if queue in known:
-        raise BrokerError(f"no dead letters of {queue!r} are kept on this broker")
+        raise UnknownQueue(f"no dead letters of {queue!r} are kept on this broker")
     suffix = dead_letters.SUFFIX
     listed = [info.name for info in await admin.inspect()]
     names = [name.removesuffix(suffix) for name in listed if name.endswith(suffix)]
-    raise BrokerError(f"there is no queue {queue!r}{near(queue, names)}")
+    raise UnknownQueue(f"there is no queue {queue!r}{near(queue, names)}")
 
 
 async def _insist(attempt: Callable[[], Awaitable[T]]) -> T:

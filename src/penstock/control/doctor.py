@@ -134,6 +134,8 @@ async def _broker(url: str) -> AsyncIterator[Finding]:
         async with connected(url) as broker:
             yield Finding("broker", "ok", f"{config.mask(url)} can be reached")
             yield Finding("capabilities", "ok", _capabilities(broker.capabilities))
+            if not broker.capabilities.durable:
+                yield Finding("durable", "note", "what it confirms may be lost with its process, or in a power cut")
     except PenstockError as error:
         yield Finding("broker", "failed", f"{config.mask(url)}: {error}")
 

@@ -11,7 +11,7 @@ from penstock.brokers.base import Admin, QueueInfo
 from penstock.delivery import dead_letters, suspects
 from penstock.delivery.dead_letters import dead_queue
 from penstock.delivery.suspects import suspect_queue
-from penstock.errors import BrokerError, near
+from penstock.errors import UnknownQueue, near
 
 
 class QueueStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ async def overview(admin: Admin, names: Sequence[str] = ()) -> Overview:
 
     A queue's dead letters are its `dead`, also where only they are left or kept on this broker.
 
-    :raises BrokerError: a named queue that is not there.
+    :raises UnknownQueue: a named queue that is not there.
     """
     wanted = [one for name in names for one in (name, suspect_queue(name), dead_queue(name))]
     infos = {info.name: info for info in await admin.inspect(wanted or None)}
@@ -58,7 +58,7 @@ async def overview(admin: Admin, names: Sequence[str] = ()) -> Overview:
 async def purge(admin: Admin, queue: str) -> int:
     """Remove every message that no consumer holds, its suspects included; how many that were.
 
-    :raises BrokerError: no such queue.
+    :raises UnknownQueue: no such queue.
     """
     names = await _own_and_lane(admin, queue)
     return sum([await admin.purge(name) for name in names])
@@ -67,16 +67,16 @@ async def purge(admin: Admin, queue: str) -> int:
 async def pause(admin: Admin, queue: str, paused: bool) -> None:
     """Stop or resume handing out a queue's messages, its suspects included, to every consumer.
 
-    :raises BrokerError: no such queue.
+    :raises UnknownQueue: no such queue.
     """
     for name in await _own_and_lane(admin, queue):
         await admin.pause(name, paused)
 
 
-async def unknown(admin: Admin, queue: str) -> BrokerError:
+async def unknown(admin: Admin, queue: str) -> UnknownQueue:
     """The error of naming a queue that is not there, with the near one where the system lists its queues."""
     known = _bases({info.name: info for info in await admin.inspect()})
-    return BrokerError(f"there is no queue {queue!r}{near(queue, known)}")
+    return UnknownQueue(f"there is no queue {queue!r}{near(queue, known)}")
 
 
 async def _own_and_lane(admin: Admin, queue: str) -> list[str]:

@@ -25,13 +25,14 @@ from penstock.delivery.verdicts import Verdicts
 from penstock.errors import BrokerError, BrokerRefused, InvalidMessage, Unavailable, one_line
 from penstock.message import Decision, Delivery, Message
 from penstock.options import Actions
-from penstock.waiting import Bell
+from penstock.waiting import Bell, together
 
 log = logging.getLogger("penstock.delivery")
 
 LONGEST_PAUSE = 30.0  # seconds between looks whether what was away is back
 RECEIVE_WAIT = 30.0  # seconds a receive may wait; only a bound, messages end it at once
 LAST_WAIT = 2.0  # seconds for a cancelled handler call to end
+LAST_SETTLING = 1.0  # seconds to settle what has ended, where the grace is over
 MOST_PATIENCE = 16  # leases for which everything else may wait so that a suspect runs
 SUSPECT_WAIT = 0.1  # seconds in which one that was just given back can be had again
 SOLITARY_SECONDS = 1.0  # how long suspects may keep everything else waiting in one go
@@ -43,7 +44,8 @@ _DECISIONS = {Actions.ACK: Decision.ACCEPT, Actions.REJECT: Decision.REJECT, Act
 def queues_of(route: Route) -> list[Queue]:
     """Every queue a route needs: its own, then the lanes of their suspects, then their dead letters."""
     policy = route.policy
-    own = [Queue(name, route.topics, policy.priorities, policy.ordered) for name in route.queues]
+    limit = route.max_length
+    own = [Queue(name, route.topics, policy.priorities, policy.ordered, max_length=limit) for name in route.queues]
     lanes = [Queue(suspect_queue(name), (), 0, policy.ordered, lane_of=name) for name in route.queues]
     dead = [Queue(dead_queue(name)) for name in route.queues]
     return own + lanes + dead
@@ -78,6 +80,8 @@ class Consumer:
         self._ahead = LookAhead(route.prefetch, route.policy.concurrency * route.bulk_size)
         # A task tells its caller, and its record, when it comes too late.
         self._drops_expired = not broker.capabilities.expiry and route.announce is None
+        self.settled = 0
+        """Messages that are done with, one way or another, since it began."""
         self._in_hand = 0
         self._room = Bell()
         self._short_of_room = False
@@ -116,6 +120,12 @@ class Consumer:
 
     async def stop(self, grace: float) -> None:
         """Receive no more, let what runs finish within `grace` seconds, settle it, release the rest."""
+        await self.finish(grace)
+        await self.close()
+
+    async def finish(self, grace: float) -> None:
+        """Receive no more, let what runs end within `grace` seconds and settle it: in what is left of them."""
+        until = asyncio.get_running_loop().time() + grace
         self._stopping = True
         self._intake[0].cancel()
         self._give_back_unstarted()
@@ -129,14 +139,25 @@ class Consumer:
         self._give_back_unstarted()
         for settler, task in zip((self._settler, self._lane_settler), self._settlers, strict=True):
             drained = asyncio.ensure_future(settler.drained())
-            await asyncio.wait((drained, task), timeout=max(grace, 1.0), return_when=asyncio.FIRST_COMPLETED)
-            if not drained.done():
-                log.error("%s: the broker did not take the last settlements; they come again", self.route.name)
-                drained.cancel()
-        await _cancel(self._settlers)
-        await self._subscription.close()
-        await self._lane.close()
-        self._executor.close()
+            left = max(until - asyncio.get_running_loop().time(), LAST_SETTLING)
+            try:
+                await asyncio.wait((drained, task), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not drained.done():
+                    log.error("%s: the broker did not take the last settlements; they come again", self.route.name)
+                    drained.cancel()
+
+    async def close(self) -> None:
+        """Release what is left."""
+        for one in (*self._intake, *self._workers):  # what had its time, and did not end
+            one.cancel()
+        try:
+            await _cancel(self._settlers)
+        finally:
+            try:
+                await together(self._subscription.close, self._lane.close)
+            finally:
+                self._executor.close()
 
     def cancel(self) -> None:
         """Cut the grace of a stop short: cancel what runs; its messages are released."""
@@ -384,6 +405,7 @@ class Consumer:
 
     def _settled(self, count: int) -> None:
         self._in_hand -= count
+        self.settled += count
         self._room.ring()
 
     # -- suspects

@@ -44,6 +44,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     broker: str | None
     vhost: str | None
     prefetch: int
+    max_length: int | None = None
+    """Messages that each queue may hold; None: no ceiling."""
     announce: Announce | None = None
     """Is told of each message that is about to be buried; None: nobody need be."""
 

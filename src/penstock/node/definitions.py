@@ -8,7 +8,7 @@ nothing half-right comes out: all that is wrong with a directory is told at once
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -17,14 +17,28 @@ import msgspec
 import yaml
 
 from penstock.clock import is_seconds
+from penstock.context import Context
+from penstock.delivery import dead_letters, suspects
 from penstock.errors import ConfigError, near, printable
-from penstock.node import scripts
-from penstock.node.documents import MAX_FILE, InvalidDefinitions, Keys, Place, Problem, compose, construct, is_text
+from penstock.node import configs, scripts
+from penstock.node.documents import (
+    MAX_FILE,
+    InvalidDefinitions,
+    Keys,
+    Place,
+    Problem,
+    compose,
+    construct,
+    excerpt,
+    is_text,
+)
 from penstock.workers.definition import MODES, WATCH_INTERVAL, Mode
 
-MAX_NAME = 255  # characters
+MAX_NAME = 240  # bytes: a job's queue has its name, and RabbitMQ's may have 255 with what we add
 CONFIGS = "configs"
 SUFFIXES = (".yml", ".yaml")
+RESERVED = (dead_letters.SUFFIX, suspects.SUFFIX)
+"""What the names of queues end in that others have beside them."""
 
 
 class WorkerDefinition(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +47,8 @@ class WorkerDefinition(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     category: str | None
     place: Place
+    text: str = ""
+    """Its YAML as it was written; that of a part of a file without the file's indentation."""
     mode: Mode
     script: str
     watch_interval: float | None
@@ -46,7 +62,9 @@ class SlackOption(msgspec.Struct, frozen=True, kw_only=True):
     """A job that listens to direct messages."""
 
     token: str
+    """Of the bot; `${ENV}` as in configurations."""
     app_token: str | None
+    """For Socket Mode; None: that of the environment."""
     code_injection: bool
 
 
@@ -56,11 +74,23 @@ class JobDefinition(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     category: str | None
     place: Place
+    text: str = ""
+    """Its YAML as it was written; that of a part of a file without the file's indentation."""
     topics: tuple[str, ...]
     script: str | None
     slack: SlackOption | None
     code: CodeType | None
     """None: it has no script of its own."""
+
+    @property
+    def bound(self) -> tuple[str, ...]:
+        """The topics of its queue; those of a job that listens to Slack are people."""
+        return self.topics if self.slack is None else ()
+
+    @property
+    def injects(self) -> bool:
+        """Whether it runs what people write, and no script."""
+        return self.slack is not None and self.slack.code_injection
 
 
 class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +99,8 @@ class FunctionDefinition(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     category: str | None
     place: Place
+    text: str = ""
+    """Its YAML as it was written; that of a part of a file without the file's indentation."""
     script: str
     code: CodeType
 
@@ -78,6 +110,8 @@ class ConfigDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     place: Place
+    text: str = ""
+    """Its YAML as it was written; that of a part of a file without the file's indentation."""
     values: dict[str, Any]
 
 
@@ -88,27 +122,11 @@ class Definitions(msgspec.Struct, kw_only=True):
     jobs: dict[str, JobDefinition] = {}
     functions: dict[str, FunctionDefinition] = {}
     configs: dict[str, ConfigDefinition] = {}
+    not_understood: frozenset[tuple[str, str]] = frozenset()
+    """Kind and name of what is defined too, in a way that only others understand."""
 
 
 Definition = WorkerDefinition | JobDefinition | FunctionDefinition | ConfigDefinition
-
-
-def read_directory(folder: Path) -> Definitions:
-    """:raises InvalidDefinitions: everything that is wrong in it.
-    :raises ConfigError: there is no such directory.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a directory")
-    texts: dict[str, bytes] = {}
-    problems: list[Problem] = []
-    for file in files_of(folder):
-        try:
-            texts[file] = read_confined(folder, file)
-        except OSError as error:
-            problems.append(Problem(Place(file, 1), f"cannot be read: {error.strerror or error}"))
-        except ConfigError as error:
-            problems.append(Problem(Place(file, 1), str(error)))
-    return read_texts(texts, problems)
 
 
 def read_texts(texts: Mapping[str, bytes], problems: Iterable[Problem] = ()) -> Definitions:
@@ -116,13 +134,22 @@ def read_texts(texts: Mapping[str, bytes], problems: Iterable[Problem] = ()) -> 
 
     :raises InvalidDefinitions: everything that is wrong with them, and `problems`.
     """
-    found, wrong = Definitions(), list(problems)
-    for file in sorted(texts):
-        try:
-            for definition in read_text(file, texts[file]):
+    return collect([*(parse(file, texts[file]) for file in sorted(texts)), InvalidDefinitions(list(problems))])
+
+
+def collect(parts: Iterable[Sequence[Definition] | InvalidDefinitions]) -> Definitions:
+    """What several files define together.
+
+    :raises InvalidDefinitions: everything that is wrong with them.
+    """
+    found = Definitions()
+    wrong: list[Problem] = []
+    for part in parts:
+        if isinstance(part, InvalidDefinitions):
+            wrong += part.problems
+        else:
+            for definition in part:
                 _add(found, definition, wrong)
-        except InvalidDefinitions as invalid:
-            wrong += invalid.problems
     if wrong:
         raise InvalidDefinitions(wrong)
     return found
@@ -137,13 +164,16 @@ def read_text(file: str, text: bytes) -> list[Definition]:
     if node is None:
         return []
     if is_config(file):
-        return [_config(file, node)]
+        return [msgspec.structs.replace(_config(file, node), text=text.decode())]
+    whole = text.decode("utf-8-sig")
     members = node.value if isinstance(node, yaml.SequenceNode) else [node]
     definitions: list[Definition] = []
     problems: list[Problem] = []
     for member in members:
         try:
-            definitions.append(_definition(Keys(file, member, "a definition")))
+            written = whole if member is node else excerpt(file, whole, member)
+            made = _definition(Keys(file, member, "a definition"))
+            definitions.append(msgspec.structs.replace(made, text=written))
         except InvalidDefinitions as invalid:
             problems += invalid.problems
     if problems:
@@ -151,10 +181,27 @@ def read_text(file: str, text: bytes) -> list[Definition]:
     return definitions
 
 
+def parse(file: str, text: bytes) -> list[Definition] | InvalidDefinitions:
+    """As `read_text`, for whoever collects what is wrong."""
+    try:
+        return read_text(file, text)
+    except InvalidDefinitions as invalid:
+        return invalid
+
+
 def files_of(folder: Path) -> list[str]:
-    """The YAML files of a directory and its folders, relative to it; hidden ones are left out."""
+    """The YAML files of a directory and its folders, relative to it; hidden ones are left out.
+
+    :raises InvalidDefinitions: a folder that cannot be read: nobody knows what it holds.
+    """
     found = []
-    for place, folders, files in os.walk(folder):
+
+    def refused(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # it has just gone
+            place = Place(printable(os.path.relpath(error.filename, folder)), 1)
+            raise InvalidDefinitions([Problem(place, f"cannot be read: {error.strerror or error}")])
+
+    for place, folders, files in os.walk(folder, onerror=refused):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = os.path.relpath(place, folder)
         found += [
@@ -234,7 +281,7 @@ def _worker(given: Keys) -> WorkerDefinition:
 
 def _job(given: Keys) -> JobDefinition:
     given.only(("name", "category", "topics", "script", "slack"), "a job")
-    name = given.need("name", _is_name, "", "a job")
+    name = given.need("name", _is_job_name, "", "a job")
     topics = given.need("topics", _is_topics, (), "a job")
     slack = None
     if "slack" in given.nodes:
@@ -247,7 +294,7 @@ def _job(given: Keys) -> JobDefinition:
     injects = slack is not None and slack.code_injection
     if not injects and "script" not in given.nodes:
         given.complain(None, "a job needs 'script'")
-    code = given.script("script", scripts.compile_job)
+    code = given.script("script", lambda script: scripts.compile_job(script, name))
     return JobDefinition(
         name=name,
         category=given.take("category", is_text, None),
@@ -270,8 +317,8 @@ def _slack(given: Keys) -> SlackOption:
 
 def _function(given: Keys) -> FunctionDefinition:
     given.only(("name", "category", "code"), "a function")
-    name = given.need("name", _is_identifier, "", "a function")
-    code = given.script("code", lambda script: scripts.compile_function(script, name))
+    name = given.need("name", _is_function_name, "", "a function")
+    code = given.script("code", lambda script: scripts.compile_function(script, name)) if name else None
     return FunctionDefinition(
         name=name,
         category=given.take("category", is_text, None),
@@ -286,7 +333,13 @@ def _config(file: str, node: yaml.Node) -> ConfigDefinition:
     values = construct(file, node)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise InvalidDefinitions([Problem(place, "a configuration is a mapping of names")])
+    try:
+        configs.check(values)
+    except ConfigError as error:
+        raise InvalidDefinitions([Problem(place, str(error))]) from None
     name = os.path.splitext(file.partition(os.sep)[2])[0].replace(os.sep, "/")
+    if len(name.encode()) > MAX_NAME:
+        raise InvalidDefinitions([Problem(place, f"a configuration's name has {MAX_NAME} bytes at most")])
     return ConfigDefinition(name=name, place=place, values=values)
 
 
@@ -315,13 +368,26 @@ def _add(found: Definitions, definition: Definition, wrong: list[Problem]) -> No
 
 
 def _is_name(value: Any) -> str | None:
-    good = isinstance(value, str) and 0 < len(value) <= MAX_NAME and value == printable(value) and "/" not in value
-    return None if good else f"is text of 1 to {MAX_NAME} printable characters without '/'"
+    good = isinstance(value, str) and value.isprintable() and 0 < len(value.encode()) <= MAX_NAME and "/" not in value
+    return None if good else f"is text of 1 to {MAX_NAME} bytes, printable and without '/'"
+
+
+def _is_job_name(value: Any) -> str | None:
+    reserved = isinstance(value, str) and value.endswith(RESERVED)
+    return f"ends in neither of {', '.join(RESERVED)}: queues beside those of jobs do" if reserved else _is_name(value)
 
 
 def _is_identifier(value: Any) -> str | None:
     good = isinstance(value, str) and value.isidentifier() and not value.startswith("_")
+    if good and len(value.encode()) > MAX_NAME:
+        return f"has {MAX_NAME} bytes at most"
     return None if good else "is a name that Python knows, and does not begin with '_'"
+
+
+def _is_function_name(value: Any) -> str | None:
+    if isinstance(value, str) and hasattr(Context, value):
+        return "is not the name of something that `context` has by itself"
+    return _is_identifier(value)
 
 
 def _is_mode(value: Any) -> str | None:
@@ -330,8 +396,12 @@ def _is_mode(value: Any) -> str | None:
 
 def _is_topics(value: Any) -> str | None:
     topics = [value] if isinstance(value, str) else value
-    good = isinstance(topics, list) and topics and all(isinstance(topic, str) and topic for topic in topics)
+    good = isinstance(topics, list) and topics and all(_is_topic(topic) for topic in topics)
     return None if good else "is a list of names"
+
+
+def _is_topic(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value and value == printable(value)
 
 
 def _is_seconds(value: Any) -> str | None:

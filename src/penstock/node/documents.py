@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -51,7 +53,7 @@ class InvalidDefinitions(ConfigError):
 def compose(file: str, text: bytes) -> yaml.Node | None:
     """A file's one document as nodes that know their lines; None: it is empty.
 
-    :raises InvalidDefinitions: it is not YAML, or more than anybody would write.
+    :raises InvalidDefinitions: it is not YAML in UTF-8, or more than anybody would write.
     """
 
     def invalid(line: int, what: str) -> InvalidDefinitions:
@@ -60,6 +62,7 @@ def compose(file: str, text: bytes) -> yaml.Node | None:
     if len(text) > MAX_FILE:
         raise invalid(1, f"a file may hold {MAX_FILE} bytes")
     try:
+        text.decode()
         depth = aliases = 0
         for event in yaml.parse(text, Loader=_Loader):
             line = 1 if event.start_mark is None else event.start_mark.line + 1
@@ -184,17 +187,45 @@ def _flatten(node: yaml.MappingNode) -> int:
 def construct(file: str, node: yaml.Node) -> Any:
     """The values of a node.
 
-    :raises InvalidDefinitions: a tag that nobody knows, a date that there is not.
+    :raises InvalidDefinitions: a tag that nobody knows, or that is not for such a value; a date that there is not.
     """
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
+    except Exception as error:  # the constructors raise whatever comes up
         mark = getattr(error, "problem_mark", None) or node.start_mark
-        what = getattr(error, "problem", None) or str(error)
+        what = getattr(error, "problem", None) or "a value is not of the kind that its tag says"
         raise InvalidDefinitions([Problem(Place(file, mark.line + 1), f"not YAML: {printable(what)}")]) from None
     finally:
         loader.dispose()
+
+
+def excerpt(file: str, text: str, node: yaml.Node) -> str:
+    """The part of a file that a node is, so that it says the same by itself.
+
+    As it was written, without its indentation; where it refers to other parts of the file, written anew.
+
+    :raises InvalidDefinitions: as `construct`.
+    """
+    start, end = node.start_mark, node.end_mark
+    lines = text.splitlines(keepends=True)[start.line : end.line + 1]
+    if end.line < start.line + len(lines):
+        lines[-1] = lines[-1][: end.column]
+    lines[0] = " " * start.column + lines[0][start.column :]
+    written = textwrap.dedent("".join(lines)).rstrip() + "\n"
+    means = _plain(file, node)
+    try:
+        alone = yaml.compose(written, Loader=_Loader)
+        if alone is not None and _plain(file, alone) == means:
+            return written
+    except (yaml.YAMLError, InvalidDefinitions):
+        pass  # an alias of what stands elsewhere
+    return yaml.safe_dump(means, allow_unicode=True, sort_keys=False)
+
+
+def _plain(file: str, node: yaml.Node) -> Any:
+    """The values of a node, untouched by who asks."""
+    return construct(file, copy.deepcopy(node))  # merges are written out in the node itself
 
 
 def is_text(value: Any) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import threading
 import warnings
+from collections.abc import Mapping
 from types import CodeType
 from typing import NamedTuple
 
@@ -11,6 +13,15 @@ from penstock.errors import printable
 
 JOB = "job"
 """The name of the coroutine function that a job's script becomes."""
+FORBIDDEN: Mapping[type[ast.AST], str] = {
+    ast.Import: "import",
+    ast.ImportFrom: "import",
+    ast.For: "for",
+    ast.AsyncFor: "for",
+    ast.While: "while",
+}
+"""Statements that code which is injected may not hold."""
+one_at_a_time = threading.Lock()
 MAX_DEPTH_ERROR = "it is nested too deep for Python"
 
 
@@ -65,15 +76,34 @@ def compile_function(script: Script, name: str) -> CodeType:
     return _compile(tree, script)
 
 
-def compile_job(script: Script) -> CodeType:
-    """A module that defines the coroutine function `JOB`, of one parameter `task`, whose body is the script.
+def compile_job(script: Script, name: str) -> CodeType:
+    """A module that defines the coroutine function `JOB`, of one parameter `task`, whose body is the script; where
+    a frame is named, it has the job's name.
 
     :raises ScriptError: not Python.
     """
+    module = _as_job(_parse(script), script)
+    (function,) = (one for one in module.co_consts if isinstance(one, CodeType))
+    named = function.replace(co_name=name, co_qualname=name)
+    return module.replace(co_consts=tuple(named if one is function else one for one in module.co_consts))
+
+
+def compile_injected(script: Script) -> CodeType:
+    """The same of what somebody wrote to a job that runs it.
+
+    :raises ScriptError: not Python; a statement that is not for that.
+    """
     tree = _parse(script)
+    for node in ast.walk(tree):
+        if (word := FORBIDDEN.get(type(node))) is not None:
+            raise ScriptError(getattr(node, "lineno", script.first_line), f"`{word}` is not allowed here")
+    return _as_job(tree, script)
+
+
+def _as_job(tree: ast.Module, script: Script) -> CodeType:
     if not tree.body:
         raise ScriptError(script.first_line, "the script is empty")
-    around = ast.parse(f"async def {JOB}(task): pass")
+    around = parse(f"async def {JOB}(task): pass")
     function = around.body[0]
     assert isinstance(function, ast.AsyncFunctionDef)
     ast.increment_lineno(around, script.first_line - 1)
@@ -81,23 +111,31 @@ def compile_job(script: Script) -> CodeType:
     return _compile(around, script)
 
 
-def _parse(script: Script) -> ast.Module:
-    with warnings.catch_warnings():
+def parse(text: str, file: str = "<script>") -> ast.Module:
+    """The tree of a script. From whatever thread: CPython 3.11 counts the depth of all that are under way together.
+
+    :raises SyntaxError, ValueError, RecursionError, MemoryError: it has none.
+    """
+    with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a doubtful escape in it is not ours to judge
-        try:
-            flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-            tree = compile(script.text, script.file, "exec", flags, dont_inherit=True)
-        except SyntaxError as error:
-            raise _syntax(error, script, script.first_line - 1) from None
-        except (ValueError, RecursionError, MemoryError) as error:
-            raise ScriptError(script.first_line, f"not Python: {printable(str(error)) or MAX_DEPTH_ERROR}") from None
-    assert isinstance(tree, ast.Module)
+        flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        tree: ast.Module = compile(text, file, "exec", flags, dont_inherit=True)
+        return tree
+
+
+def _parse(script: Script) -> ast.Module:
+    try:
+        tree = parse(script.text, script.file)
+    except SyntaxError as error:
+        raise _syntax(error, script, script.first_line - 1) from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ScriptError(script.first_line, f"not Python: {printable(str(error)) or MAX_DEPTH_ERROR}") from None
     ast.increment_lineno(tree, script.first_line - 1)
     return tree
 
 
 def _compile(tree: ast.Module, script: Script) -> CodeType:
-    with warnings.catch_warnings():
+    with one_at_a_time, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return compile(tree, script.file, "exec", dont_inherit=True)

@@ -57,6 +57,10 @@ def parse_address(url: str, vhost: str | None = None) -> Address:
     if not timeout > 0:
         raise ConfigError(f"timeout must be more than 0 seconds, not {timeout:g}")
     query = {name: options[name] for name in _DRIVER_OPTIONS if name in options}
+    named = (("user", parts.user), ("password", parts.password), ("database", parts.path[1:]))
+    for name, value in (*named, *query.items()):
+        if value and "\0" in value:
+            raise ConfigError(f"{name} cannot hold a null character")
     query.setdefault("application_name", "penstock")
     user = quote(parts.user, safe="") if parts.user else ""
     if parts.password:

@@ -6,7 +6,7 @@ import asyncio
 
 import asyncpg
 
-from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, one_line
+from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, PublishError, one_line
 
 AGAIN = {"40001", "40P01"}
 """Serialization failure, deadlock: done again at once, it works."""
@@ -14,6 +14,9 @@ NOT_THERE = {"3F000", "42P01", "42883"}
 """No such schema, table, function."""
 
 STANDBY = "read only, a standby: name the primary, or wait until this one is promoted"
+
+_NO_TLS = "rejected SSL upgrade"
+"""In what the driver says of a server that answers something else than S, or an error, when TLS is asked for."""
 
 _REFUSED = {
     "28P01": "wrong password",
@@ -31,6 +34,13 @@ _FOR_NOW = {
     "57014": "the statement was cancelled there",
     "55P03": "a lock was not to be had",
     "25006": STANDBY,
+}
+
+
+_WITHIN = {
+    **dict.fromkeys(NOT_THERE, "its database is not the broker's: schema {schema!r} is not there"),
+    "25P02": "a statement in it has failed: roll it back",
+    "25006": "it is READ ONLY, as asked for or as all are on a standby: begin one that may write",
 }
 
 
@@ -65,6 +75,11 @@ def translate(error: BaseException, where: str) -> BrokerError:
         return BrokerUnavailable(f"{where}: {_FOR_NOW[code]}: {said}")
     if isinstance(error, asyncpg.DataError) or code[:2] in ("22", "54"):  # what no database could keep, or not this one
         return BrokerError(f"{where}: {said}")
+    if isinstance(error, ConnectionError) and _NO_TLS in said:
+        return BrokerRefused(f"{where}: it has no TLS, which sslmode asks for, or is no PostgreSQL: {said}")
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        wanted = said.rpartition("'")[0].rpartition("'")[2]
+        return BrokerUnavailable(f"{where}: no host is {wanted} now, which target_session_attrs asks for")
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | OSError) or code[:2] in (
         "08",
         "57",
@@ -74,6 +89,14 @@ def translate(error: BaseException, where: str) -> BrokerError:
     if isinstance(error, TimeoutError | asyncio.IncompleteReadError):
         return BrokerUnavailable(f"cannot reach {where}: it did not answer in time")
     return BrokerUnavailable(f"{where}: {code or type(error).__name__}: {said}")
+
+
+def translate_within(error: BaseException, schema: str) -> BrokerError:
+    """The same in a transaction of somebody else's, where some of it cannot heal."""
+    why = _WITHIN.get(sqlstate(error))
+    if why is None:
+        return translate(error, "the transaction")
+    return PublishError(f"the transaction: {why.format(schema=schema)} ({' '.join(str(error).split())})")
 
 
 def _grant(code: str, said: str) -> str:

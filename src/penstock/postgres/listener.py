@@ -13,7 +13,7 @@ from penstock.clock import backoff_delay
 from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.postgres.address import Address
 from penstock.postgres.errors import translate
-from penstock.postgres.pool import connect, unheard
+from penstock.postgres.pool import CLOSE_TIMEOUT, connect, end, unheard
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -90,15 +90,17 @@ class Listener:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
-        if self._reaching:  # a connection that is being made now would be nobody's
-            _, late = await asyncio.wait(self._reaching, timeout=2)
+        try:
+            if self._reaching:  # a connection that is being made now would be nobody's
+                await asyncio.wait(self._reaching, timeout=CLOSE_TIMEOUT)
+        finally:
+            late = tuple(self._reaching)
             for one in late:
                 one.cancel()
             await asyncio.gather(*late, return_exceptions=True)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Exception):
-                await connection.close(timeout=2)
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await end(connection)
 
     async def _reach(self, channel: str) -> None:
         async with self._using:

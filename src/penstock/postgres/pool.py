@@ -29,6 +29,7 @@ T = TypeVar("T")
 WITHIN = 30.0  # seconds for a statement; a server that is frozen or behind a cut line never answers
 ENDED = 5 / 6  # of that time, after which the server itself ends it: what was given up must not be done later
 TRIES = 5  # of what the server ends because it crossed something else
+CLOSE_TIMEOUT = 2.0  # seconds
 IDLE = 60.0  # seconds that a connection is kept which nobody needs
 
 # What a database or a role may have set otherwise, and what the functions do not expect.
@@ -71,6 +72,12 @@ def _missing(address: Address) -> BrokerRefused | None:
     return BrokerRefused(f"{address.shown}: there is no file {', '.join(names)}") if names else None
 
 
+async def end(connection: Connection) -> None:
+    """Close a connection; cancelled, or without an answer, it is cut."""
+    with contextlib.suppress(Exception):
+        await connection.close(timeout=CLOSE_TIMEOUT)
+
+
 def unheard(task: asyncio.Task[Any]) -> None:
     """How a task ended is for whoever waits for it; if nobody does, nobody wants to know."""
     if not task.cancelled():
@@ -109,17 +116,27 @@ class Pool:
         task = asyncio.create_task(self._run(work))
         self._working.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        ours = asyncio.current_task()
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and not (ours and ours.cancelling()):
+                raise BrokerUnavailable(f"{self.address.shown}: closed before it was done") from None
+            raise
 
     async def close(self) -> None:
-        """When all that is under way is done. Idempotent. Until it is opened again, who comes later still gets a
-        connection, for that once."""
+        """When all that is under way is done, unless this is cancelled. Idempotent. Until it is opened again, who
+        comes later still gets a connection, for that once."""
         self._keeping = False
-        await self.idle()
-        idle, self._idle = self._idle, []
-        for _, connection in idle:
-            with contextlib.suppress(Exception):
-                await connection.close(timeout=2)
+        try:
+            await self.idle()
+        except asyncio.CancelledError:
+            for task in self._working:
+                task.cancel()
+            raise
+        finally:
+            idle, self._idle = self._idle, []
+            await asyncio.gather(*(end(connection) for _, connection in idle))
 
     async def idle(self) -> None:
         """When nothing is under way. What has not begun yet is refused."""
@@ -238,15 +255,13 @@ class Pool:
         if connection.is_closed():
             return
         if not self._keeping:
-            with contextlib.suppress(Exception):
-                await connection.close(timeout=2)
+            await end(connection)
             return
         now = time.monotonic()
         self._idle.append((now, connection))
         if self._idle[0][0] < now - IDLE and len(self._idle) > 1:
             _, old = self._idle.pop(0)
-            with contextlib.suppress(Exception):
-                await old.close(timeout=2)
+            await end(old)
 
     async def _prepare(self, connection: Connection) -> None:
         async with self._preparing:

@@ -26,8 +26,9 @@ BEGIN
 END $$;
 
 -- Store messages, `names[topic]` being the topic of each; the queues they went to, and which were refused, with
--- the name and length of the queue that is full (none: to nothing is that topic bound). Nothing is done, and
--- `isolation` says why, where what others commit meanwhile would not be seen and has to be.
+-- the name and length of the queue that is full (none: to nothing is that topic bound). Which queues those are is
+-- looked up once: one that is unbound meanwhile gets its copy, or what was admitted might go nowhere. Nothing is
+-- done, and `isolation` says why, where what others commit meanwhile would not be seen and has to be.
 CREATE FUNCTION publish(names text[], topics int[], priorities smallint[], delays double precision[],
                         expiries double precision[], keys text[], metas text[], bodies bytea[], told boolean,
                         OUT fresh int[], OUT refused int[], OUT full_names text[], OUT full_lengths int[],
@@ -36,26 +37,30 @@ CREATE FUNCTION publish(names text[], topics int[], priorities smallint[], delay
 DECLARE
     now double precision := unix_now();
     bound int;
+    from_topics int[];
+    to_queues int[];
     accepted boolean[];
     limited boolean;
     in_order boolean;
 BEGIN
-    SELECT coalesce(array_agg(DISTINCT q.id), '{{}}'), count(DISTINCT b.topic),
-           coalesce(bool_or(q.max_length IS NOT NULL), false), coalesce(bool_or(q.ordered), false)
-        INTO fresh, bound, limited, in_order
-        FROM bindings b JOIN queues q ON q.id = b.queue WHERE b.topic = ANY (names);
+    SELECT coalesce(array_agg(DISTINCT q.id), '{{}}'), count(DISTINCT n.topic),
+           coalesce(bool_or(q.max_length IS NOT NULL), false), coalesce(bool_or(q.ordered), false),
+           coalesce(array_agg(n.topic::int), '{{}}'), coalesce(array_agg(q.id), '{{}}')
+        INTO fresh, bound, limited, in_order, from_topics, to_queues
+        FROM unnest(names) WITH ORDINALITY n (name, topic)
+        JOIN bindings b ON b.topic = n.name JOIN queues q ON q.id = b.queue;
     IF (limited OR in_order) AND current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
         isolation := current_setting('transaction_isolation');
         RETURN;
     END IF;
     IF bound < cardinality(names) OR limited THEN
         SELECT a.accepted, a.refused, a.full_names, a.full_lengths
-            INTO accepted, refused, full_names, full_lengths FROM admit(names, topics, limited) a;
+            INTO accepted, refused, full_names, full_lengths FROM admit(topics, from_topics, to_queues, limited) a;
     END IF;
     IF in_order THEN
         PERFORM lock_stripes(ARRAY(
             SELECT q.base || ':' || m.key FROM unnest(topics, keys) m (topic, key)
-            JOIN bindings b ON b.topic = names[m.topic] JOIN queues q ON q.id = b.queue
+            JOIN unnest(from_topics, to_queues) b (topic, queue) ON b.topic = m.topic JOIN queues q ON q.id = b.queue
             WHERE q.ordered AND m.key IS NOT NULL));
         INSERT INTO messages (queue, priority, due, expires, line, blocked, meta, body)
         SELECT m.queue, m.priority, now + m.delay, m.expires, m.line,
@@ -65,7 +70,7 @@ BEGIN
             SELECT m.*, l.line, q.id AS queue, row_number() OVER (PARTITION BY l.line ORDER BY m.ord, q.id) AS nth
             FROM unnest(topics, priorities, delays, expiries, keys, metas, bodies)
                 WITH ORDINALITY m (topic, priority, delay, expires, key, meta, body, ord)
-            JOIN bindings b ON b.topic = names[m.topic] JOIN queues q ON q.id = b.queue
+            JOIN unnest(from_topics, to_queues) b (topic, queue) ON b.topic = m.topic JOIN queues q ON q.id = b.queue
             CROSS JOIN LATERAL (SELECT CASE WHEN q.ordered THEN q.base || ':' || m.key END AS line) l
             WHERE accepted IS NULL OR accepted[m.ord]) m
         ORDER BY m.ord, m.queue;
@@ -74,7 +79,7 @@ BEGIN
         SELECT b.queue, m.priority, now + m.delay, m.expires, m.meta, m.body
         FROM unnest(topics, priorities, delays, expiries, metas, bodies)
             WITH ORDINALITY m (topic, priority, delay, expires, meta, body, ord)
-        JOIN bindings b ON b.topic = names[m.topic]
+        JOIN unnest(from_topics, to_queues) b (topic, queue) ON b.topic = m.topic
         WHERE accepted IS NULL OR accepted[m.ord]
         ORDER BY m.ord, b.queue;
     END IF;
@@ -84,11 +89,11 @@ BEGIN
 END $$;
 
 -- Which messages have somewhere to go, and a place in each queue that has a ceiling. Those queues stay locked.
-CREATE FUNCTION admit(names text[], topics int[], limited boolean, OUT accepted boolean[], OUT refused int[],
-                      OUT full_names text[], OUT full_lengths int[]) {INDEXED} AS $$
+CREATE FUNCTION admit(topics int[], from_topics int[], to_queues int[], limited boolean, OUT accepted boolean[],
+                      OUT refused int[], OUT full_names text[], OUT full_lengths int[]) {INDEXED} AS $$
 DECLARE
     room jsonb := '{{}}';
-    targets jsonb := '{{}}';
+    targets jsonb;
     one record;
     target int;
     full_one int;
@@ -96,7 +101,7 @@ BEGIN
     accepted := array_fill(true, ARRAY[cardinality(topics)]);
     IF limited THEN
         FOR one IN SELECT q.id, q.max_length FROM queues q WHERE q.max_length IS NOT NULL
-                AND q.id IN (SELECT b.queue FROM bindings b WHERE b.topic = ANY (names))
+                AND q.id = ANY (to_queues)
                 ORDER BY q.id FOR NO KEY UPDATE LOOP
             PERFORM sweep(one.id);
             room := room || jsonb_build_object(one.id::text, one.max_length - (
@@ -107,12 +112,11 @@ BEGIN
                     LIMIT one.max_length) c));
         END LOOP;
     END IF;
-    FOR i IN 1 .. cardinality(names) LOOP
-        targets := targets || jsonb_build_object(i::text,
-            (SELECT jsonb_agg(b.queue) FROM bindings b WHERE b.topic = names[i]));
-    END LOOP;
+    SELECT coalesce(jsonb_object_agg(t.topic, t.queues), '{{}}') INTO targets FROM (
+        SELECT b.topic, jsonb_agg(b.queue) AS queues FROM unnest(from_topics, to_queues) b (topic, queue)
+        GROUP BY b.topic) t;
     FOR i IN 1 .. cardinality(topics) LOOP
-        IF targets -> topics[i]::text = 'null' THEN
+        IF NOT targets ? topics[i]::text THEN
             accepted[i] := false;
             refused := refused || i;
             full_names := full_names || NULL::text;

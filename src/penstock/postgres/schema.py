@@ -25,6 +25,11 @@ MIGRATIONS: dict[int, str] = {}
 
 FUNCTIONS = COMMON + QUEUES + CONSUMING + LIVES + ENTRIES
 
+_BEGIN_BY_TIME = """
+    SELECT setval(counter, (extract(epoch FROM clock_timestamp()) * 1e6)::bigint)
+    FROM unnest(ARRAY[pg_get_serial_sequence('consumers', 'id'), 'versions']) counter"""
+"""Whoever lived in a schema that was dropped must not take another's number in this one for his."""
+
 _LOCK = 0x50454E53544F434B  # "PENSTOCK"
 
 
@@ -90,5 +95,6 @@ async def _make(connection: Connection, schema: str) -> None:
         await connection.execute(TABLES)
     except asyncpg.DuplicateTableError as error:
         raise BrokerRefused(f"schema {schema!r} is not one of Penstock's: {error}") from None
+    await connection.execute(_BEGIN_BY_TIME)
     await connection.execute(FUNCTIONS)
     await connection.execute("INSERT INTO version VALUES ($1)", VERSION)

@@ -1,4 +1,4 @@
-"""What a server is asked when it is first used: whether it will keep what it confirms."""
+"""What a server is asked when a connection opens: whether it will keep what it confirms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from penstock.redis.link import Link
 
 log = logging.getLogger("penstock.redis")
 
-_told: set[tuple[str, str]] = set()
+_told: set[str] = set()
 
 
 class Keeping(NamedTuple):
@@ -24,6 +24,12 @@ class Keeping(NamedTuple):
     @property
     def durable(self) -> bool:
         return bool(self.journal and self.synced)
+
+    def warn(self, where: str) -> None:
+        """Say once of each server that it loses what it is given to keep. For whoever does so, not who only looks."""
+        if self.journal is False and where not in _told:
+            _told.add(where)
+            log.warning("Redis at %s keeps nothing over its own death: appendonly is off", where)
 
 
 async def survey(link: Link) -> Keeping:
@@ -48,9 +54,6 @@ async def survey(link: Link) -> Keeping:
             f"Redis at {where} removes any key when its memory is full (maxmemory-policy {evicts}): set noeviction, "
             "or take the loss with ?evictable=true"
         )
-    if journal is False and (where, "journal") not in _told:
-        _told.add((where, "journal"))
-        log.warning("Redis at %s keeps nothing over its own death: appendonly is off", where)
     return Keeping(journal, await _synced(link))
 
 

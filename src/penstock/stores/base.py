@@ -121,7 +121,8 @@ class Store(Protocol):
         ...
 
     async def close(self) -> None:
-        """Close every watch and the connection. Idempotent; it may be opened again."""
+        """Close every watch and the connection. Idempotent; it may be opened again. Cancelled, it cuts the connection:
+        nothing more is said, and nothing waited for."""
         ...
 
     async def get(self, keys: Sequence[str]) -> list[Entry | None]:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from penstock.clock import SYSTEM_CLOCK, Clock
+from penstock.clock import LONGEST, SYSTEM_CLOCK, Clock
 from penstock.errors import NotUnique, UnknownTask
 from penstock.stores import records
 from penstock.stores.base import ABSENT, Change, Delete, Entry, Put, Store, Touch
@@ -69,6 +69,7 @@ class Ledger:
         self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
         self._gathering: Gathering[Sequence[Change], list[int | None]] = Gathering(self._apply_groups)
         self._looking: Gathering[Sequence[str], list[Entry | None]] = Gathering(self._get_groups, LOOKED_AT)
+        self._registered: dict[str, set[str]] = {}  # by queue, its topics
         self._topics: dict[str, tuple[float, list[str]]] = {}
         self._asking: Gathering[str, list[str]] = Gathering(self._ask)
 
@@ -80,6 +81,7 @@ class Ledger:
 
     async def register(self, queue: str, topics: Sequence[str]) -> None:
         """A queue is bound to these topics, and to its own name."""
+        self._registered.setdefault(queue, set()).update(topics)
         for topic in dict.fromkeys((queue, *topics)):
             key = f"topic/{topic}"
             while True:
@@ -90,6 +92,23 @@ class Ledger:
                 value = msgspec.json.encode(sorted({*known, queue}))
                 expected = ABSENT if entry is None else entry.version
                 if (await self._apply(Put(key, value, expect=expected)))[0] is not None:
+                    self._topics.pop(topic, None)
+                    break
+
+    async def unregister(self, queue: str, topics: Sequence[str]) -> None:
+        """A queue is bound to these topics no more: tasks that are sent to them from now on have no run in it."""
+        self._registered.get(queue, set()).difference_update(topics)
+        for topic in dict.fromkeys(topics):
+            key = f"topic/{topic}"
+            while True:
+                (entry,) = await self._get(key)
+                known = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
+                if entry is None or queue not in known:
+                    break
+                known.remove(queue)
+                value = msgspec.json.encode(known)
+                change = Put(key, value, expect=entry.version) if known else Delete(key, expect=entry.version)
+                if (await self._apply(change))[0] is not None:
                     self._topics.pop(topic, None)
                     break
 
@@ -168,6 +187,8 @@ class Ledger:
         :raises NotUnique: it comes out of the dead letters, and another task has its unique key meanwhile.
         :raises BrokerUnavailable: the store is away.
         """
+        if queue in self._registered and queue not in await self.queues(queue):  # the store was emptied
+            await self.register(queue, sorted(self._registered[queue]))
         key = f"run/{taskid}/{queue}"
         state, expected = RunState("queued"), ABSENT
         while True:
@@ -238,6 +259,7 @@ class Ledger:
         while True:
             run.end(held.attempt, state, now, line)
             run.result, run.error = result, error
+            run.lasts = asked.result_ttl == LONGEST or (held.attempt is None and run.lasts)
             if await self._end(msgspec.structs.replace(held, version=version, state=run), asked) is not None:
                 return run
             run, version = await self._run(f"run/{held.taskid}/{held.queue}")
@@ -245,6 +267,22 @@ class Ledger:
                 await self._see_off(held.taskid, asked)
             if run.ended or held.delivery < run.delivery:
                 return run
+
+    async def keep(self, held: Held) -> None:
+        """A run that has ended, and its task with it, are remembered for long."""
+        key = f"run/{held.taskid}/{held.queue}"
+        while True:
+            state, version = await self._run(key)
+            if not state.ended or state.lasts:
+                return
+            state.lasts = True
+            put = Put(key, records.encode(state), LONGEST + SPARE, version)
+            if (await self._apply(put, Touch(f"task/{held.taskid}", LONGEST)))[0] is not None:
+                return
+
+    async def look_at(self, held: Held) -> RunState:
+        """How a run stands now."""
+        return (await self._run(f"run/{held.taskid}/{held.queue}"))[0]
 
     async def wants_cancel(self, held: Held) -> bool:
         """Whether somebody wants the run to end, or it has ended elsewhere, or goes on with a later delivery."""
@@ -283,7 +321,7 @@ class Ledger:
             await self.free(asked.unique, taskid)
         (task,) = await self._get(f"task/{taskid}")
         if any(entry is not None and entry.expires_at is None for entry in (task, *entries)):
-            ttl = self._ttl(asked.result_ttl)
+            ttl = LONGEST if any(run.lasts for run in runs) else self._ttl(asked.result_ttl)
             kept = zip(entries, runs, strict=True)
             touches = [Touch(entry.key, self._keep(run, ttl)) for entry, run in kept if entry.expires_at is None]
             await self._apply(*touches, Touch(f"task/{taskid}", ttl))
@@ -291,6 +329,8 @@ class Ledger:
     def _keep(self, run: RunState, ttl: float) -> float:
         """Seconds to keep a run that has ended, of a task that is remembered for `ttl`: longer than that, and what
         was cancelled before it was begun until its message must have come by."""
+        if run.lasts:
+            ttl = LONGEST
         return max(ttl, TOMBSTONE if run.state == "cancelled" and not run.trials else 0.0) + SPARE
 
     async def _write(self, held: Held) -> None:
@@ -353,10 +393,19 @@ class Ledger:
         queues = await self._places(sent)
         if (task := await self._look(taskid, queues)).ended:  # many ask when all is over
             return task
+        if not sent.queues:
+            return await self._wait_unheard(taskid, sent)
         async with self.followers.follow([f"run/{taskid}/{queue}" for queue in queues]) as bell:
             while not (task := await self._look(taskid, queues)).ended:
                 left = 0.0 if sent.expires_at is None else sent.expires_at + LATE - self._clock.time()
                 await bell.wait(left + 0.01 if left > 0 else None)
+            return task
+
+    async def _wait_unheard(self, taskid: str, sent: Sent) -> Standing:
+        """As `wait`, of a task whose sender knew of nobody on its topic. Who was new there may have it all the same."""
+        async with self.followers.follow([f"task/{taskid}"]) as bell:
+            while not (task := await self._look(taskid, await self._places(sent))).ended:
+                await bell.wait(TOPICS_KNOWN)
             return task
 
     async def cancel(self, taskid: str) -> bool:
@@ -367,7 +416,26 @@ class Ledger:
         sent = await self._sent(taskid)
         keys = {f"run/{taskid}/{queue}" for queue in sent.queues}
         keys |= {one.key for one in await self.store.scan(f"run/{taskid}/", limit=PAGE)}
+        if not keys:
+            return await self._cancel_unheard(taskid)
         return any([await self._cancel(taskid, key, sent) for key in sorted(keys)])
+
+    async def _cancel_unheard(self, taskid: str) -> bool:
+        """As `cancel`, of a task that has no runs: nobody was on its topic."""
+        key = f"task/{taskid}"
+        while True:
+            (entry,) = await self._get(key)
+            if entry is None:
+                raise UnknownTask(taskid)
+            sent, now = records.decode_sent(entry.value), self._clock.time()
+            if records.state_of(sent, {}, now) in records.ENDED:
+                return False
+            value = records.encode(msgspec.structs.replace(sent, cancelled_at=now))
+            put = Put(key, value, self._ttl(sent.result_ttl), entry.version, tell=True)
+            if (await self._apply(put))[0] is not None:
+                if sent.terms.unique is not None:
+                    await self.free(sent.terms.unique, taskid)
+                return True
 
     async def _cancel(self, taskid: str, key: str, sent: Sent) -> bool:
         while True:

@@ -79,7 +79,7 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Stored at `task/<id>` when a task is sent, and not changed again."""
+    """Stored at `task/<id>` when a task is sent; only where it has no runs is it changed again, to be cancelled."""
 
     topic: str
     content: Body
@@ -92,6 +92,8 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     priority: int = 0
     due_at: float | None = None
     """When its delay is over."""
+    cancelled_at: float | None = None
+    """When it was cancelled, if nobody was on its topic."""
 
     @property
     def terms(self) -> Terms:
@@ -128,6 +130,8 @@ class RunState(msgspec.Struct, array_like=True, gc=False):
     """Which delivery of its message the latest attempt was begun with: one with an earlier one is void."""
     again: float = 0.0
     """When its message was last taken out of the dead letters."""
+    lasts: bool = False
+    """Ended without success it is remembered for long: something goes on that it has begun."""
 
     @property
     def ended(self) -> bool:
@@ -208,7 +212,7 @@ class Standing(msgspec.Struct, gc=False):
         completed = None
         if self.ended:
             ends = [run.ended_at for run in self.runs.values() if run.ended_at is not None]
-            completed = max(ends, default=sent.expires_at)
+            completed = max(ends, default=sent.expires_at if sent.cancelled_at is None else sent.cancelled_at)
         return TaskRecord(
             taskid=self.taskid,
             topic=sent.topic,
@@ -224,6 +228,8 @@ class Standing(msgspec.Struct, gc=False):
 def state_of(sent: Sent, runs: Mapping[str, RunState], now: float) -> State:
     """Of a task, from its runs'."""
     if not runs:  # nobody is on the topic
+        if sent.cancelled_at is not None:
+            return "cancelled"
         return "expired" if sent.expires_at is not None and now >= sent.expires_at else "queued"
     states = {run.state for run in runs.values()}
     if not states <= ENDED:

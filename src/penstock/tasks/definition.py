@@ -90,6 +90,7 @@ class TaskFunction(Generic[P, R]):
         policy: TaskPolicy,
         client: Callable[[], Client],
         app: Any = None,
+        max_length: int | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
@@ -115,6 +116,7 @@ class TaskFunction(Generic[P, R]):
             broker=None,
             vhost=None,
             prefetch=policy.concurrency,  # or a priority would mean nothing
+            max_length=max_length,
         )
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:

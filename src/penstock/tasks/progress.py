@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 from penstock.errors import BrokerError, StoreRequired, one_line
 from penstock.stores.ledger import Held, Ledger
+
+if TYPE_CHECKING:
+    from penstock.tasks.transaction import Transaction
 
 log = logging.getLogger("penstock.tasks")
 
@@ -19,9 +23,11 @@ class Progress:
     so that it does not meet the run's end."""
 
     def __init__(self, ledger: Ledger, held: Held) -> None:
-        self._ledger = ledger
-        self._held = held
-        self._loop = asyncio.get_running_loop()
+        self.ledger = ledger
+        self.held = held
+        self.loop = asyncio.get_running_loop()
+        self.transaction: Transaction | None = None
+        """The one that the run has begun."""
         self._latest: tuple[float, float] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._over = False
@@ -29,7 +35,12 @@ class Progress:
     def __call__(self, done: float, total: float) -> None:
         self._latest = (done, total)
         if self._writing is None and not self._over:
-            self._loop.call_soon_threadsafe(self._begin)
+            self.loop.call_soon_threadsafe(self._begin)
+
+    @property
+    def over(self) -> bool:
+        """The run has ended."""
+        return self._over
 
     def stop(self) -> None:
         """Write no more."""
@@ -43,7 +54,7 @@ class Progress:
         if self._writing is not None:
             await asyncio.wait([self._writing])
         if self._latest is not None:
-            self._held.state.progress = self._latest
+            self.held.state.progress = self._latest
 
     def _begin(self) -> None:
         if self._writing is None and not self._over:
@@ -54,9 +65,9 @@ class Progress:
         while self._latest is not None and self._latest != written:
             written = self._latest
             try:
-                await self._ledger.progress(self._held, *written)
+                await self.ledger.progress(self.held, *written)
             except BrokerError as error:
-                log.debug("progress of %s is not written: %s", self._held.taskid, one_line(error))
+                log.debug("progress of %s is not written: %s", self.held.taskid, one_line(error))
             await asyncio.sleep(EVERY)
         self._writing = None
 

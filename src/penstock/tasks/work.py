@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from penstock import codec, terms
 from penstock.brokers.base import Broker
 from penstock.client.publishing import check_headers
-from penstock.clock import backoff_delay
+from penstock.clock import LONGEST, backoff_delay
 from penstock.context import current_headers, current_progress
 from penstock.delivery import history
 from penstock.delivery.settlement import Burial
@@ -24,6 +24,8 @@ from penstock.errors import (
     BrokerUnavailable,
     RemoteError,
     TimeoutError,
+    TransactionStopped,
+    TransactionSuspended,
     Unavailable,
     one_line,
     printable,
@@ -36,6 +38,7 @@ from penstock.tasks.limits import Limits
 from penstock.tasks.lookout import Lookout
 from penstock.tasks.progress import Progress, nowhere, unheard
 from penstock.tasks.signature import Bound, Task
+from penstock.tasks.transaction import Transaction, given_up
 from penstock.terms import EXPIRED, FAILED, REPLY, TAKEN, Failure, Reply, Terms
 
 log = logging.getLogger("penstock.tasks")
@@ -45,6 +48,8 @@ T = TypeVar("T")
 FIRST_RETRY, LONGEST_RETRY = 0.05, 5.0  # seconds
 MAX_TRACEBACK = 6000  # characters
 MAX_MESSAGE = 4000
+UNDOING = 3
+"""Times that a run begins again, beyond its retries, to undo what somebody has cancelled."""
 MAX_HEADERS = 16_000  # characters of an answer's headers, so that every system can carry them
 
 
@@ -67,7 +72,7 @@ class Work:
         self._lookout = None if ledger is None else Lookout(ledger)
         self._limits = limits
         self._around = around
-        self._begun: dict[str, Held] = {}
+        self._begun: dict[str, tuple[Held, Terms, Transaction | None]] = {}
         """Runs that have failed and are about to be buried."""
         self._under_way: dict[str, asyncio.Event] = {}
 
@@ -95,7 +100,7 @@ class Work:
             if asked.deadline is None or self._around.clock.time() <= asked.deadline:
                 await self._reply(delivery.reply_to, delivery.id, FAILED, *codec.encode(failure))
             return burial.reason == "crashed"  # the caller has all there is to know of the others
-        held = self._begun.pop(delivery.id, None)
+        held, asked, transaction = self._begun.pop(delivery.id, (None, asked, None))
         if self._ledger is None or not asked.recorded:
             return True
         if held is None:
@@ -103,7 +108,10 @@ class Work:
             held = await self._ledger.at_hand(delivery.id, self._task.name, asked, number)
             if held.over:
                 return held.state.state == "failed"  # else it is done with
-        return (await self._finish(held, "failed", asked, error=failure, line=_line(failure))).state == "failed"
+            if await given_up(self._ledger, held, _line(failure)):
+                asked = _for_long(asked)
+        run = await self._finish(held, "failed", asked, transaction, error=failure, line=_line(failure))
+        return run.state == "failed"
 
     async def _needs_no_turn(self, message: Message, asked: Terms) -> bool:
         """Whether no run will come of it: it has expired, or ended, or been cancelled."""
@@ -204,6 +212,7 @@ class Work:
             raise Unavailable(f"the store: {one_line(error)}") from error
         if held.over:
             log.debug("%s: task %s is %s, and needs no other run", self._task.name, source.id, held.state.state)
+            await self._until_done(lambda: self._given_up_late(ledger, held))
             _bury_if_failed(held.state)
             return
         progress = Progress(ledger, held)
@@ -212,27 +221,72 @@ class Work:
             value = await self._watched(message, asked, held, lookout)
             if value is _CANCELLED:
                 await progress.close()
-                _bury_if_failed(await self._finish(held, "cancelled", asked))
+                if not await self._taken_over(ledger, held, progress.transaction):
+                    asked = await self._outlasting(held, progress.transaction, asked, "its task was cancelled")
+                _bury_if_failed(await self._finish(held, "cancelled", asked, progress.transaction))
                 return
             body, described = await self._encode(value, {})
         except Exception as error:
             await progress.close()
-            if isinstance(error, Unavailable) or self._try_again(message, asked):
-                line = one_line(error)
+            line, transaction, away = one_line(error), progress.transaction, isinstance(error, Unavailable)
+            if not away and transaction is not None:
+                await transaction.give_up(line)
+            if away or self._begins_again(message, asked, transaction, error):
+                if transaction is not None:
+                    held.state.lasts = not transaction.over
                 await self._until_done(lambda: ledger.requeue(held, line))
-            else:
-                self._begun[source.id] = held
+                raise
+            asked = await self._outlasting(held, transaction, asked, line)
+            if transaction is not None and (state := transaction.end_with(error)) is not None:
+                await self._finish(held, state, asked, transaction, error=_as_failure(error, "failed"), line=line)
+                return  # somebody wanted that: it is no dead letter
+            self._begun[source.id] = held, asked, transaction
             raise
         finally:
             progress.stop()
         await progress.close()
-        _bury_if_failed(await self._finish(held, "succeeded", asked, result=Body(body, dict(described))))
+        if progress.transaction is not None and progress.transaction.left_open:
+            await progress.transaction.give_up("its run ended outside of it")
+        result = Body(body, dict(described))
+        _bury_if_failed(await self._finish(held, "succeeded", asked, progress.transaction, result=result))
 
-    def _try_again(self, message: Message, asked: Terms) -> bool:
-        """Whether a run that failed is to be tried again, by its message's verdict."""
+    async def _outlasting(self, held: Held, transaction: Transaction | None, asked: Terms, line: str) -> Terms:
+        """The terms of a run that ends without success: a task is remembered for as long as its transaction goes on."""
+        ledger = self._ledger
+        assert ledger is not None
+        if transaction is not None:
+            await transaction.give_up(line)
+            return asked if transaction.over else _for_long(asked)
+        if not held.state.lasts:  # no earlier attempt says that it has begun one
+            return asked
+        return _for_long(asked) if await self._until_done(lambda: given_up(ledger, held, line)) else asked
+
+    async def _given_up_late(self, ledger: Ledger, held: Held) -> None:
+        """A run was ended by somebody else than who carried it out: what that one would have done of `_outlasting`."""
+        run = held.state
+        if not run.ended or run.state == "succeeded" or not _may_have_begun_one(held):
+            return
+        if await given_up(ledger, held, "its task was cancelled" if run.error is None else _line(run.error)):
+            await ledger.keep(held)
+
+    async def _taken_over(self, ledger: Ledger, held: Held, transaction: Transaction | None) -> bool:
+        """Whether the run of a transaction goes on with a later delivery."""
+        if transaction is None:
+            return False
+        latest = await self._until_done(lambda: ledger.look_at(held))
+        return not latest.ended and held.delivery < latest.delivery
+
+    def _begins_again(self, message: Message, asked: Terms, transaction: Transaction | None, error: Exception) -> bool:
+        """Whether a run that failed is to be tried again, as `_try_again`, unless its transaction says otherwise."""
+        if isinstance(error, TransactionStopped) or (transaction is not None and transaction.rests):
+            return False
+        return self._try_again(message, asked, UNDOING if transaction is not None and transaction.to_undo else 0)
+
+    def _try_again(self, message: Message, asked: Terms, more: int = 0) -> bool:
+        """Whether a run that failed is to be tried again, by its message's verdict; `more` times than is asked."""
         failures = history.read(message.source.headers).failures + 1
         retries = self._task.policy.retries if asked.retries is None else asked.retries
-        if failures > retries:
+        if failures > retries + more:
             return False
         message.retry(backoff_delay(failures, asked.backoff or self._task.policy.backoff, self._around.rng))
         return True
@@ -254,6 +308,7 @@ class Work:
         held: Held,
         state: State,
         asked: Terms,
+        transaction: Transaction | None,
         *,
         result: Body | None = None,
         error: Failure | None = None,
@@ -267,6 +322,8 @@ class Work:
         run = await self._until_done(lambda: ledger.finish(held, state, asked, result=result, error=error, line=line))
         if run.state != state:
             log.warning("%s: task %s has %s too late: it is %s", self._task.name, held.taskid, state, run.state)
+        if transaction is not None and run.ended and asked.runs == 1:
+            await transaction.expire()
         return run
 
     async def _until_done(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -329,12 +386,22 @@ class _Cancelled:
 _CANCELLED: Any = _Cancelled()
 
 
+def _may_have_begun_one(held: Held) -> bool:
+    """Whether an attempt may have begun a transaction: it says so, or was lost and could not say anything."""
+    lost = held.state.state == "cancelled" and any(trial.outcome == "lost" for trial in held.state.trials)
+    return held.state.lasts or lost
+
+
+def _for_long(asked: Terms) -> Terms:
+    return terms.replace(asked, result_ttl=LONGEST)
+
+
 def _bury_if_failed(run: RunState) -> None:
     """With a message of a run that has failed in other hands: whether it has come to the dead letters is not known.
 
     :raises RemoteError: what it failed with.
     """
-    if run.state == "failed":
+    if run.state == "failed" and (run.error is None or run.error.type != TransactionSuspended.__name__):
         error = run.error or Failure("Failed", "it is not known why")
         raise RemoteError(error.type, error.message, error.traceback)
 

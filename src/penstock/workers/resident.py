@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -32,7 +33,7 @@ COMPLAIN_AFTER = 5.0  # seconds until such a run is named in the log
 HEALTHY = 60.0  # seconds that a run must have lasted for the backoff to begin anew
 
 
-class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """How a worker stands in a process."""
 
     name: str
@@ -81,8 +82,16 @@ class Resident:
     A coroutine function runs in the event loop, a plain one in a thread. For one event loop.
     """
 
-    def __init__(self, worker: Worker, grace: float, abandoned: Abandoned, rng: random.Random) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        grace: float,
+        abandoned: Abandoned,
+        rng: random.Random,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
         self.worker = worker
+        self._changed = changed
         self._grace = grace
         self._rng = rng
         self._threads = None if is_async(worker.function) else ThreadRunner(worker.function, 1, worker.name, abandoned)
@@ -99,7 +108,7 @@ class Resident:
         self._failures = 0
         self._in_a_row = 0
         self._last_error: str | None = None
-        self._tail = Tail()
+        self._tail = Tail(changed)
 
     @property
     def status(self) -> WorkerStatus:
@@ -239,3 +248,4 @@ class Resident:
     def _become(self, state: State) -> None:
         if state != self._state:
             self._state, self._since = state, time.time()
+            self._changed()

@@ -45,6 +45,8 @@ class Supervisor:
         self._groups: dict[str | None, _Group] = {}
         self._residents: dict[str, tuple[Resident, _Group]] = {}
         self._ended = False
+        self.changes = 0
+        """Another number when `statuses` says something else than before."""
         tail.catch()
 
     def add(self, worker: Worker) -> None:
@@ -55,8 +57,9 @@ class Supervisor:
         if worker.name in self._residents:
             raise ConfigError(f"two workers are named {worker.name!r}")
         group = self._stand(None if worker.mode == "multi" else self._office(worker))
-        resident = Resident(worker, self._grace, self._abandoned, self._rng)
+        resident = Resident(worker, self._grace, self._abandoned, self._rng, self._change)
         self._residents[worker.name] = resident, group
+        self._change()
         group.add(resident)
 
     async def remove(self, name: str) -> None:
@@ -68,6 +71,7 @@ class Supervisor:
         resident.pause()
         await resident.ended()
         _, group = self._residents.pop(name)
+        self._change()
         await group.remove(resident)
 
     def stand(self, office: str) -> None:
@@ -90,29 +94,39 @@ class Supervisor:
             raise ConfigError(f"no worker is named {name!r}: there are {', '.join(self._residents) or 'none'}")
         return self._residents[name][0]
 
+    async def finish(self) -> None:
+        """Have all of them end, within their grace, else by cancelling."""
+        residents = [resident for resident, _ in self._residents.values()]
+        for resident in residents:
+            resident.pause()
+        for resident in residents:
+            await resident.ended()
+
     async def stop(self) -> None:
-        """Have all of them end, within their grace, else by cancelling; offices are given up. Idempotent."""
+        """The same, and offices are given up. Idempotent."""
         if self._ended:
             return
         residents = [resident for resident, _ in self._residents.values()]
         try:
-            for resident in residents:
-                resident.pause()
-            for resident in residents:
-                await resident.ended()
+            await self.finish()
         finally:
             self.cancel()
-            await asyncio.gather(*(group.ended() for group in self._groups.values()))
-            for resident in residents:
-                await resident.close()
-            if not self._ended:
-                self._ended = True
-                tail.let_go()
+            try:
+                await asyncio.gather(*(group.ended() for group in self._groups.values()))
+            finally:
+                for resident in residents:
+                    await resident.close()
+                if not self._ended:
+                    self._ended = True
+                    tail.let_go()
 
     def cancel(self) -> None:
         """Cut the grace short."""
         for group in self._groups.values():
             group.cancel()
+
+    def _change(self) -> None:
+        self.changes += 1
 
     def _stand(self, office: str | None) -> _Group:
         if office not in self._groups:
@@ -143,10 +157,12 @@ class _Group:
 
     async def remove(self, resident: Resident) -> None:
         task = self._residents.pop(resident)
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
-        await resident.close()
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
+        finally:
+            await resident.close()
 
     def cancel(self) -> None:
         self._task.cancel()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 
+from penstock.errors import printable
 from penstock.workers.runtime import current_run
 
 LINES = 50
@@ -15,10 +17,11 @@ _format = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s").f
 
 
 class Tail(deque[str]):
-    """The last lines of one worker, the oldest first."""
+    """The last lines of one worker, the oldest first. `changed` is called when there are more."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
         super().__init__(maxlen=LINES)
+        self.changed = changed
 
 
 class Catcher(logging.Handler):
@@ -33,7 +36,8 @@ class Catcher(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        run.tail.extend(one[:LONGEST] for one in line.splitlines())
+        run.tail.extend(printable(one[:LONGEST]) for one in line.splitlines())
+        run.tail.changed()
 
 
 _catcher = Catcher()

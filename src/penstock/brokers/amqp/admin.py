@@ -9,7 +9,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from penstock.brokers.amqp import topology
-from penstock.brokers.base import QueueInfo
+from penstock.brokers.base import QueueInfo, to_unbind
 from penstock.errors import BrokerError, Unsupported
 from penstock.message import Delivery
 
@@ -68,6 +68,12 @@ class AmqpAdmin:
         finally:
             await self._link.close_channel(channel)
         return int(purged.message_count or 0)
+
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        unbound = [topic for topic in to_unbind(queue, topics) if topology.can_be_named(topic)]
+        if not (queue and topology.can_be_named(queue) and await topology.unbind(self._link, queue, unbound)):
+            raise BrokerError(f"there is no queue {queue!r}")
+        self._broker.forget_topics(queue, unbound)
 
     async def browse(self, queue: str, limit: int, after: Any = None) -> tuple[list[Delivery], Any]:
         raise Unsupported("RabbitMQ cannot show messages without taking them")

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import msgspec
+
 from penstock.brokers.amqp import topology
 from penstock.brokers.amqp.admin import AmqpAdmin
 from penstock.brokers.amqp.inbox import AmqpInbox
@@ -20,6 +22,7 @@ from penstock.brokers.base import Capabilities, OnLost, Queue
 from penstock.config import URL, parse_url
 from penstock.errors import ConfigError, PublishError, Unsupported
 from penstock.message import Outgoing
+from penstock.waiting import together
 
 log = logging.getLogger("penstock.amqp")
 
@@ -75,6 +78,7 @@ class AmqpBroker:
             lists=False,
             sees_delayed=False,
             exact_length=False,
+            releases_in_place=False,
         )
         self._subscriptions: list[AmqpSubscription] = []
         self._inboxes: set[AmqpInbox] = set()
@@ -89,9 +93,11 @@ class AmqpBroker:
     async def close(self) -> None:
         for subscription in self._subscriptions:
             subscription.stop()  # none of them takes what another one gives back
-        await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
-        await asyncio.gather(*(inbox.close() for inbox in self._inboxes))
-        await asyncio.gather(self.consuming.close(), self.publishing.close())
+        try:
+            await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
+            await asyncio.gather(*(inbox.close() for inbox in self._inboxes))
+        finally:
+            await together(self.consuming.close, self.publishing.close)
 
     async def declare(self, queue: Queue) -> None:
         if queue.ordered:
@@ -106,8 +112,18 @@ class AmqpBroker:
             if queue.max_length is not None:
                 self.limited.add(name)
 
-    async def revive(self, name: str) -> None:
+    def forget_topics(self, name: str, topics: Sequence[str]) -> None:
+        """They are not to be bound again unless they are declared again."""
+        queue = self.queues.get(name)
+        if queue is not None:
+            kept = tuple(topic for topic in queue.topics if topic not in topics)
+            self.queues[name] = msgspec.structs.replace(queue, topics=kept)
+
+    async def revive(self, name: str, *, deleted: bool) -> None:
         """Make sure that a queue is there to be consumed: one of ours may have gone with a node, or been deleted.
+
+        Where it is there, its bindings are left as they are, for it may have been unbound; unless it was `deleted`
+        and made anew, perhaps by somebody who declared less.
 
         On the connection for consuming, which the server still reads from when it is short of memory.
 
@@ -116,7 +132,7 @@ class AmqpBroker:
         queue = self.queues.get(name)
         if queue is None:
             await topology.look_for(self.consuming, name)
-        else:
+        elif deleted or not await topology.is_reached(self.consuming, name):
             await topology.ensure_queue(self.consuming, queue, self.queue_type)
 
     async def publish(self, messages: Sequence[Outgoing]) -> Sequence[PublishError | None]:

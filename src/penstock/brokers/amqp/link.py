@@ -23,6 +23,8 @@ log = logging.getLogger("penstock.amqp")
 CONNECT_TIMEOUT = 10.0
 """Seconds for a connection or a channel, unless the URL says `timeout=`."""
 CLOSE_TIMEOUT = 5.0  # seconds
+LARGEST_FRAME = 2**28
+"""Bytes that no server of AMQP announces; four letters of text where a length should be are more."""
 ABORTED_WITHIN = 1.0  # seconds in which the driver notices that its line was broken off
 
 BROKEN = (exceptions.AMQPError, exceptions.ChannelInvalidStateError, OSError, TimeoutError)
@@ -183,6 +185,10 @@ class Link:
             return BrokerRefused(f"{self._shown}: {text}")
         if isinstance(cause, ssl.SSLCertVerificationError | FileNotFoundError):
             return BrokerRefused(f"{self._shown}: {' '.join(str(cause).split())}")
+        if isinstance(cause, asyncio.IncompleteReadError) and (cause.expected or 0) > LARGEST_FRAME:
+            return BrokerRefused(f"{self._shown}: what listens there does not speak AMQP")
+        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+            return BrokerRefused(f"{self._shown}: what listens there does not speak TLS, which the URL asks for")
         if isinstance(error, TimeoutError) and not text:
             text = "no answer in time"
         return BrokerUnavailable(f"{self._shown}: {text or type(error).__name__}")

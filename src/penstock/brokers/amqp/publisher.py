@@ -227,9 +227,11 @@ class Publisher:
 
     def full(self, to: str) -> PublishError:
         """What it means that the server does not take a message with this routing key."""
-        queue = self._queues.get(to)
-        if queue is not None and queue.max_length is not None:
-            return QueueFull(to, queue.max_length)
+        bound = [queue for queue in self._queues.values() if to in (queue.name, *queue.topics)]
+        limits = [(queue.max_length, queue.name) for queue in bound if queue.max_length is not None]
+        if limits:  # of several the server does not say which
+            limit, name = min(limits)
+            return QueueFull(name, limit)
         return PublishError(f"the server refused a message for {to!r}: a queue is full or not available")
 
 

@@ -59,6 +59,8 @@ class AmqpSubscription:
         self._channel: Channel | None = None
         self._hand: Hand | None = None
         self._tags: dict[str, str] = {}  # consumer tag → queue
+        self._deleted: set[str | None] = set()
+        """Those that the server said to have gone."""
         self._arrived: deque[Delivery] = deque()
         self._early: list[Delivery] = []
         self._bell: Bell | None = None
@@ -218,7 +220,8 @@ class AmqpSubscription:
             for name in self._names:
                 if self._closed or (self._ahead and name in self._tags.values()):
                     continue
-                await self._broker.revive(name)
+                await self._broker.revive(name, deleted=name in self._deleted)
+                self._deleted.discard(name)
                 if self._ahead:
                     with self._link.guard():
                         await channel.basic_qos(prefetch_count=max(self._prefetch // len(self._names), 1))
@@ -245,6 +248,7 @@ class AmqpSubscription:
         """The server ended a consumer: its queue was deleted, or its node stopped."""
         name = self._tags.pop(str(frame.consumer_tag), None)
         log.warning("the server cancelled the consumer of %r: consuming it again", name)
+        self._deleted.add(name)
         self._remake_at = asyncio.get_running_loop().time() + REMAKE_AFTER
         if self._bell is not None:
             self._bell.ring()
@@ -254,6 +258,7 @@ class AmqpSubscription:
         for tag, name in list(self._tags.items()):
             if not await topology.is_consumed(self._link, name):
                 log.warning("the server has forgotten the consumer of %r: consuming it again", name)
+                self._deleted.add(name)
                 if self._channel is not None:
                     with self._link.guard():
                         await self._channel.basic_cancel(tag)
@@ -269,6 +274,8 @@ class AmqpSubscription:
                 "raise consumer_timeout in rabbitmq.conf (%s)",
                 reason,
             )
+        if "no queue" in reason:
+            self._deleted.update(self._names)
         self._drop_channel()
 
     def _drop_channel(self) -> None:

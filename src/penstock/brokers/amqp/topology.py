@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from aiormq.abc import AbstractChannel
@@ -87,6 +88,38 @@ async def ensure_queue(link: Link, queue: Queue, queue_type: str) -> str | None:
     finally:
         await link.close_channel(channel)
     return complaint
+
+
+async def unbind(link: Link, name: str, topics: Sequence[str]) -> bool:
+    """Take a queue's bindings to topics away, those that there are; False: there is no such queue."""
+    channel = await link.channel(confirms=False)
+    try:
+        with link.guard():
+            try:
+                await channel.queue_declare(name, passive=True)
+                await ensure_exchange(channel)
+                for topic in topics:
+                    await channel.queue_unbind(name, EXCHANGE, topic)
+            except ChannelNotFoundEntity:
+                return False
+    finally:
+        await link.close_channel(channel)
+    return True
+
+
+async def is_reached(link: Link, name: str) -> bool:
+    """Whether a queue is there, and the exchange that its bindings are kept with."""
+    channel = await link.channel(confirms=False)
+    try:
+        with link.guard():
+            try:
+                await channel.queue_declare(name, passive=True)
+                await channel.exchange_declare(EXCHANGE, passive=True)
+            except ChannelNotFoundEntity:
+                return False
+    finally:
+        await link.close_channel(channel)
+    return True
 
 
 async def look_for(link: Link, name: str) -> None:

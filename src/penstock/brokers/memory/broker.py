@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.brokers.base import INBOX_SIZE, Capabilities, OnLost, OnRefused, Queue, QueueInfo, Settlement
+from penstock.brokers.base import INBOX_SIZE, Capabilities, OnLost, OnRefused, Queue, QueueInfo, Settlement, to_unbind
 from penstock.brokers.memory.server import Address, MemoryServer, as_delivery, decode
 from penstock.config import parse_url
 from penstock.errors import BrokerError, BrokerUnavailable, PublishError
@@ -280,6 +280,10 @@ class MemoryAdmin:
 
     async def pause(self, queue: str, paused: bool) -> None:
         self._server.pause(self._address(queue), paused)
+
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        unbound = to_unbind(queue, topics)
+        self._server.unbind(self._address(queue), unbound)
 
     def _address(self, queue: str) -> Address:
         address = (self._namespace, queue)

@@ -312,6 +312,11 @@ class MemoryServer:
             self.lines[address].discarded += len(gone)
             return len(gone)
 
+    def unbind(self, address: Address, topics: Sequence[str]) -> None:
+        with self.lock:
+            for topic in topics:
+                self.bindings.get((address[0], topic), {}).pop(address, None)
+
     def pause(self, address: Address, paused: bool) -> None:
         with self.lock:
             self.lines[address].paused = paused

@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from penstock.brokers.base import QueueInfo
+from penstock.brokers.base import QueueInfo, to_unbind
 from penstock.brokers.nats import wire
 from penstock.brokers.nats.api import Api, Consumer, Message, Refusal, as_ours
-from penstock.brokers.nats.names import name_of, tail
+from penstock.brokers.nats.names import can_be_named, name_of, tail
 from penstock.errors import BrokerError, Unsupported
 from penstock.message import Delivery
 
@@ -129,6 +129,18 @@ class NatsAdmin:
         except Refusal as refusal:
             raise as_ours(refusal, f"purging {queue!r}") from None
         return await self._broker.clear(queue, PAGE)
+
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        unbound = [topic for topic in to_unbind(queue, topics) if can_be_named(topic)]
+        line = await self._broker.link.line()
+        api = Api(line, self._broker.link.timeout)
+        try:
+            if not can_be_named(queue) or await api.stream(self._names.stream(queue)) is None:
+                raise BrokerError(f"there is no queue {queue!r}")
+            await self._broker.bindings.take_away(line, queue, unbound)
+        except Refusal as refusal:
+            raise as_ours(refusal, f"unbinding {queue!r}") from None
+        self._broker.forget_topics(queue, unbound)
 
     async def pause(self, queue: str, paused: bool) -> None:
         raise Unsupported("NATS cannot pause a queue: stop its consumers instead")

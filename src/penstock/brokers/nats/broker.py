@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
+
+import msgspec
 
 from penstock.brokers.base import Ack, Capabilities, OnLost, Queue
 from penstock.brokers.nats import names as naming
@@ -25,13 +28,16 @@ from penstock.brokers.nats.publisher import Publisher
 from penstock.brokers.nats.source import DEFAULT_LEASE
 from penstock.brokers.nats.subscription import NatsSubscription
 from penstock.config import parse_url
-from penstock.errors import BrokerUnavailable, ConfigError, PublishError, QueueMismatch, Unsupported
+from penstock.errors import BrokerError, BrokerUnavailable, ConfigError, PublishError, QueueMismatch, Unsupported
 from penstock.message import Outgoing
 
 log = logging.getLogger("penstock.nats")
 
 DUPLICATE_WINDOW = 120.0
 """Seconds within which the server stores one message of an id."""
+
+LOOK = 10.0
+"""Seconds between looks of who consumes whether its queues are still bound: somebody may have deleted the bindings."""
 
 _OPTIONS = {**OPTIONS, "vhost": str, "replicas": int, "dedup": bool, "duplicate_window": float}
 _SPACE = re.compile(r"[A-Za-z0-9_-]{1,40}")
@@ -60,7 +66,7 @@ class NatsBroker:
         self.queues: dict[str, Queue] = {}
         """Those declared here, by name."""
         self._limits: dict[str, int] = {}
-        self.bindings = Bindings(self.names, self._replicas, self.link.timeout)
+        self.bindings = Bindings(self.names, self._replicas, self.link.timeout, self._is_inbox)
         self.notes = Notes(self.names, self._replicas, self.link.timeout)
         self.headcount = Headcount(self.names, self._held, self._is_inbox)
         self.news = News(self.names, self._hear)
@@ -86,6 +92,8 @@ class NatsBroker:
         self._inbox_prefix = f"{options.get('inbox_prefix', '_INBOX')}."
         self._subscriptions: list[NatsSubscription] = []
         self._inboxes: set[NatsInbox] = set()
+        self._look_at = time.monotonic() + LOOK
+        self._looking: asyncio.Task[None] | None = None
 
     @property
     def admin(self) -> NatsAdmin:
@@ -109,11 +117,15 @@ class NatsBroker:
     async def close(self) -> None:
         for subscription in self._subscriptions:
             subscription.stop()  # none of them takes what another one gives back
-        await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
-        for inbox in tuple(self._inboxes):
-            await inbox.close()
-        self._inboxes.clear()
-        await self.link.close()
+        try:
+            await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
+            for inbox in tuple(self._inboxes):
+                await inbox.close()
+            self._inboxes.clear()
+        finally:
+            if self._looking is not None:
+                self._looking.cancel()
+            await self.link.close()
 
     def _hear(self, item: Item) -> None:
         for subscription in self._subscriptions:
@@ -138,14 +150,23 @@ class NatsBroker:
         if queue.ordered:
             raise Unsupported("NATS keeps no order by key: ordered=True needs sqlite or memory")
         naming.check(queue.name, *queue.topics)
+        await self._make_sure(queue, self.bindings.add)
+        self.queues[queue.name] = queue
+
+    async def _make_sure(self, queue: Queue, bind: Callable[[Line, str, Iterable[str]], Awaitable[None]]) -> None:
         line = await self.link.line()
-        api = Api(line, self.link.timeout)
         try:
-            await self._make(api, queue)
-            await self.bindings.add(line, queue.name, (queue.name, *queue.topics))
+            await self._make(Api(line, self.link.timeout), queue)
+            await bind(line, queue.name, (queue.name, *queue.topics))
         except Refusal as refusal:
             raise as_ours(refusal, f"queue {queue.name!r}") from None
-        self.queues[queue.name] = queue
+
+    def forget_topics(self, name: str, topics: Sequence[str]) -> None:
+        """They are not to be bound again unless they are declared again."""
+        queue = self.queues.get(name)
+        if queue is not None:
+            kept = tuple(topic for topic in queue.topics if topic not in topics)
+            self.queues[name] = msgspec.structs.replace(queue, topics=kept)
 
     async def _make(self, api: Api, queue: Queue) -> None:
         """The stream first, which keeps what nobody consumes yet; only what is bound is published to it."""
@@ -206,7 +227,22 @@ class NatsBroker:
         queue = self.queues.get(name)
         if queue is None:
             raise BrokerUnavailable(f"there is no queue {name!r}")
-        await self.declare(queue)
+        await self._make_sure(queue, self.bindings.restore)
+
+    def look(self) -> None:
+        """For consumers to call as they turn: what was declared here is kept bound."""
+        now = time.monotonic()
+        if now > self._look_at and self._looking is None:
+            self._look_at = now + LOOK
+            self._looking = asyncio.create_task(self._look(), name="penstock-nats-bindings")
+
+    async def _look(self) -> None:
+        try:
+            await self.bindings.keep(await self.link.line(), tuple(self.queues.values()))
+        except (BrokerError, Refusal) as error:
+            log.debug("the bindings could not be looked at: %s", error)
+        finally:
+            self._looking = None
 
     async def clear(self, queue: str, page: int) -> int:
         """Take and acknowledge all that is there; how much that was."""

@@ -15,6 +15,9 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
+import msgspec
+
+from penstock import codec
 from penstock.brokers.base import Ack, Move, OnLost, Release, Settlement
 from penstock.brokers.nats import wire
 from penstock.brokers.nats.api import Api, Refusal, as_ours
@@ -24,13 +27,18 @@ from penstock.brokers.nats.notes import Note, Notes
 from penstock.brokers.nats.publisher import Letter, Publisher
 from penstock.brokers.nats.source import Source
 from penstock.errors import BrokerError, BrokerUnavailable, QueueFull, Unroutable, one_line
-from penstock.message import Delivery
+from penstock.message import Delivery, Outgoing
 
 log = logging.getLogger("penstock.nats")
 
 BEATS = 3  # in a lease
 LOOKS = 32
 """Messages in hand that are looked for at a time."""
+
+LATER = 3600.0
+"""Seconds after which is tried again what is too large for where it is to go."""
+
+_READ_BY = (codec.CONTENT_TYPE, codec.CONTENT_ENCODING)
 
 
 class StreamGoneError(BrokerUnavailable):
@@ -354,18 +362,44 @@ class Hand:
             msg_id = f"{token.source.stream}.{token.stamp}.{token.place}.{token.delivered}"
             letters.append(Letter(move.message, move.to, move.to, msg_id, is_moved=True))
         outcomes = await self._send(letters, line)
+        await self._send_bare(line, moves, letters, outcomes)
         moved = [move.delivery for move, outcome in zip(moves, outcomes, strict=True) if outcome is None]
         await self._say(line, [(delivery, b"+ACK") for delivery in moved])
-        stay = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, QueueFull) and _can_stay(moves[n])]
+        no_room = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, QueueFull | wire.TooLargeError)]
+        stay = [n for n in no_room if _can_stay(moves[n])]
         if stay:
             await self._rewrite(line, [moves[n] for n in stay])
+        stuck = [n for n in no_room if n not in stay and isinstance(outcomes[n], wire.TooLargeError)]
+        if stuck:
+            await self._put_off(line, [(moves[n], outcomes[n]) for n in stuck])
         for n, outcome in enumerate(outcomes):
-            if n in stay:
+            if n in stay or n in stuck:
                 continue
             if isinstance(outcome, QueueFull):
                 raise BrokerUnavailable(f"{outcome}: a message that is to go there waits for room")
             if outcome is not None:
                 raise outcome
+
+    async def _send_bare(
+        self, line: Line, moves: Sequence[Move], letters: Sequence[Letter], outcomes: list[BrokerError | None]
+    ) -> None:
+        """What is too large with its history, for others had published it so, goes without headers: but for those
+        that say how to read its body."""
+        large = [n for n, one in enumerate(outcomes) if isinstance(one, wire.TooLargeError) and not _can_stay(moves[n])]
+        bare = [letters[n]._replace(message=_bare(letters[n].message)) for n in large]
+        for n, letter, outcome in zip(large, bare, await self._send(bare, line), strict=True):
+            if outcome is None:
+                log.error("message %s went to %r without its headers: %s", letter.message.id, letter.queue, outcomes[n])
+            outcomes[n] = outcome
+
+    async def _put_off(self, line: Line, stuck: Sequence[tuple[Move, BrokerError | None]]) -> None:
+        """Not even bare: it stays where it is, and is tried again when somebody may have done something about it."""
+        for move, error in stuck:
+            log.error(
+                "message %s cannot go to %r, and is tried again in %d s: %s", move.delivery.id, move.to, LATER, error
+            )
+        await self._notes.write(line, [Note(move.delivery, 0, move.delivery.token.rewritten) for move, _ in stuck])
+        await self._nak(line, [(move.delivery, LATER) for move, _ in stuck])
 
     async def _send(self, letters: Sequence[Letter], line: Line) -> list[BrokerError | None]:
         """What became of each. A queue that has gone is made again, if it was declared here."""
@@ -392,8 +426,8 @@ class Hand:
         await self._nak(line, [(item.delivery, item.delay) for item in releases])
 
     async def _rewrite(self, line: Line, moves: Sequence[Move]) -> None:
-        """Within a full queue, where there is no room for another one: it stays where it is, and comes again with the
-        headers that are noted."""
+        """Within a queue that has no room for another one, or none so large: it stays where it is, and comes again with
+        the headers that are noted."""
         notes = [Note(move.delivery, 0, wire.header_of(move.message, "")) for move in moves]
         await self._notes.write(line, notes)
         await self._nak(line, [(move.delivery, move.message.delay) for move in moves])
@@ -422,6 +456,11 @@ def _place(delivery: Delivery) -> int:
 
 def _is_gone(outcome: BrokerError | None) -> bool:
     return isinstance(outcome, Unroutable)
+
+
+def _bare(message: Outgoing) -> Outgoing:
+    headers = {name: message.headers[name] for name in _READ_BY if name in message.headers}
+    return msgspec.structs.replace(message, headers=headers, key=None, reply_to=None)
 
 
 def _can_stay(move: Move) -> bool:

@@ -11,7 +11,8 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Callable
+import ssl
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from nats.aio.client import Client
@@ -26,6 +27,8 @@ Handler = Callable[[bytes, bytes, bytes, "bytes | None"], None]
 """Called with subject, reply subject, payload and header block (None: none)."""
 
 HIGH_WATER = 1_000_000  # bytes written but not yet on their way, beyond which writers wait
+MANY = "maximum connections exceeded"
+"""The server's word for it."""
 CLOSE_TIMEOUT = 5.0  # seconds
 ABORT_TIMEOUT = 0.5
 """Seconds to end what never began: a failed handshake may be waited for in vain."""
@@ -41,6 +44,31 @@ class Asker(Protocol):
         ...
 
 
+class _Greeting:
+    """Stands for the transport while we sign in: what is written goes in one piece, when an answer is awaited.
+
+    A server that will not have us says why and closes at once. What we write first is then answered by a reset, on
+    which a second write fails, and asyncio closes without reading what is still in the socket: those last words.
+    """
+
+    def __init__(self, transport: Any, begun: Callable[[], None]) -> None:
+        self._transport = transport
+        self._begun = begun
+        self._held: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._held.append(data)
+
+    async def drain(self) -> None:
+        """Nothing is on its way yet."""
+
+    def readline(self) -> Awaitable[bytes]:
+        self._begun()
+        self._transport.write(b"".join(self._held))
+        line: Awaitable[bytes] = self._transport.readline()
+        return line
+
+
 class _Wire(Client):
     """The driver's client, which tells its line what comes and when it ends. `secure`: nothing is said in clear."""
 
@@ -53,7 +81,14 @@ class _Wire(Client):
         """:raises BrokerRefused: TLS was asked for, and the server that greeted us would go on without."""
         if self._secure and not (self._server_info.get("tls_required") or self.options["tls_handshake_first"]):
             raise BrokerRefused("this server speaks no TLS, which the URL asks for: nothing was sent to it")
-        return super()._connect_command()
+        command = super()._connect_command()
+        transport: Any = self._transport
+
+        def begun() -> None:
+            self._transport = transport
+
+        self._transport = _Greeting(transport, begun)  # type: ignore[assignment]  # as far as signing in needs it
+        return command
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         self._line.arrived(sid, subject, reply, data, headers or None)
@@ -93,6 +128,11 @@ class _Wire(Client):
         reader = getattr(self._transport, "_io_reader", None)
         _, found, text = bytes(getattr(reader, "_buffer", b"")).partition(b"-ERR ")
         return text.partition(b"\r\n")[0].decode(errors="replace").strip("'") if found else ""
+
+    def words_in_clear(self, error: BaseException) -> str:
+        """The same where TLS was to begin, and has eaten them: there it sends us away for one reason alone."""
+        is_clear = isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER"
+        return MANY if is_clear and self._server_info.get("tls_required") else ""
 
     async def end(self) -> None:
         """Close, whatever became of it."""
@@ -138,7 +178,7 @@ class Line:
             await self._client.connect(allow_reconnect=False, error_cb=self._on_error, **options)
         except BaseException as error:
             self.ended(None)
-            words = self._client.last_words()
+            words = self._client.last_words() or self._client.words_in_clear(error)
             if words and isinstance(error, Exception):
                 self.last_error = NatsError(words)
             raise
@@ -291,15 +331,17 @@ class Line:
 
     async def close(self) -> None:
         """Write what is to be written, and end. Idempotent."""
-        if not self.closed and self._client.reads:
-            with contextlib.suppress(BrokerError):
-                await self.flush(CLOSE_TIMEOUT)
-        self.ended(None)
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT if self._open else ABORT_TIMEOUT):
-                await self._client.end()
-        except (NatsError, OSError, TimeoutError) as error:
-            log.debug("closing: %s", error)
+            if not self.closed and self._client.reads:
+                with contextlib.suppress(BrokerError):
+                    await self.flush(CLOSE_TIMEOUT)
+        finally:
+            self.ended(None)
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT if self._open else ABORT_TIMEOUT):
+                    await self._client.end()
+            except (NatsError, OSError, TimeoutError) as error:
+                log.debug("closing: %s", error)
 
 
 class One:

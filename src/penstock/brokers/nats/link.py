@@ -11,7 +11,7 @@ from typing import Any
 
 from nats.errors import Error as NatsError
 
-from penstock.brokers.nats.line import Line
+from penstock.brokers.nats.line import MANY, Line
 from penstock.config import URL, mask
 from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError
 
@@ -177,7 +177,7 @@ class Link:
             return BrokerRefused(f"{self._shown}: {text}")
         if isinstance(error, NatsError) and any(word in lower for word in ("invalid", "nkeys", "credentials")):
             return BrokerRefused(f"{self._shown}: {text}")
-        if "maximum connections exceeded" in lower:
+        if MANY in lower:
             return BrokerUnavailable(f"{self._shown}: the server has as many connections as it may have")
         if isinstance(error, TimeoutError) and text in ("", "timeout"):
             text = "no answer in time"

@@ -57,7 +57,11 @@ class Names:
         self.space = space
         self.bindings_stream = f"{space}-bindings"
         self.notes_stream = f"{space}-notes"
-        self.all_bindings = f"{space}.bind.>"
+        self.all_of_bindings = f"{space}.bind.>"
+        """What the stream of the bindings keeps: them, and what was unbound."""
+        self.all_bindings = f"{space}.bind.*.*"
+        self.unbound = f"{space}.unbound"
+        """Where it is told that queues are bound to topics no more."""
         self.all_notes = f"{space}.note.>"
         self.news = f"{space}.news"
         """Where it is told that a queue's lease changes, or its stream was made anew."""
@@ -80,12 +84,19 @@ class Names:
     def binding(self, topic: str, queue: str) -> str:
         return f"{self.space}.bind.{token(topic)}.{token(queue)}"
 
+    def unbinding(self, topic: str, queue: str) -> str:
+        """Says that a queue was unbound from a topic: whoever declared it must declare it anew."""
+        return f"{self.binding(topic, queue)}.not"
+
     def bound_to(self, topic: str) -> str:
         """The bindings of a topic."""
         return f"{self.space}.bind.{token(topic)}.*"
 
     def bindings_of(self, queue: str) -> str:
         return f"{self.space}.bind.*.{token(queue)}"
+
+    def unbindings_of(self, queue: str) -> str:
+        return f"{self.bindings_of(queue)}.not"
 
     def note(self, queue: str, stamp: str, seq: str) -> str:
         """The note about one message: its place in the stream and the time it got there make it unique."""

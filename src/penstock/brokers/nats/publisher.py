@@ -305,12 +305,12 @@ class Publisher:
             room = 0 if letter.is_moved else min(HEADROOM, line.largest // 4)
             size = len(block) + len(message.body)
             if size > line.largest - room:
-                raise PublishError(
+                raise wire.TooLargeError(
                     f"message {message.id[:80]!r} takes {size} bytes, of which this server carries {line.largest}, "
                     f"{room} of them kept for its history: raise its max_payload"
                 )
             if len(block) > wire.MOST_HEADERS - room:
-                raise PublishError(
+                raise wire.TooLargeError(
                     f"id, key and headers take {len(block)} bytes, of which NATS carries {wire.MOST_HEADERS}, "
                     f"{room} of them kept for the message's history"
                 )

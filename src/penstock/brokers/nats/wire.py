@@ -21,6 +21,10 @@ MOST_HEADERS = 65_535
 _BEGINNING = HEAD + ENVELOPE
 
 
+class TooLargeError(PublishError):
+    """It will never be carried as it is."""
+
+
 class Envelope(msgspec.Struct, omit_defaults=True):
     """All of a message but its body. Times are Unix seconds."""
 
@@ -83,7 +87,8 @@ def place_of(ack: bytes) -> Place:
 def header_of(message: Outgoing, topic: str, msg_id: str | None = None, now: float | None = None) -> bytes:
     """The header block of a message in a subject of `topic`.
 
-    :raises PublishError: it cannot be written, or is larger than a stream stores.
+    :raises PublishError: it cannot be written.
+    :raises TooLargeError: it is larger than a stream stores.
     """
     due = 0.0
     if message.delay > 0:
@@ -106,7 +111,7 @@ def header_of(message: Outgoing, topic: str, msg_id: str | None = None, now: flo
     except (TypeError, ValueError, OverflowError) as error:
         raise PublishError(f"message {message.id[:80]!r} cannot be written as JSON: {error}") from None
     if len(block) > MOST_HEADERS:
-        raise PublishError(f"id, key and headers take {len(block)} bytes: NATS carries up to {MOST_HEADERS}")
+        raise TooLargeError(f"id, key and headers take {len(block)} bytes: NATS carries up to {MOST_HEADERS}")
     return block + b"\r\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from penstock.brokers.base import QueueInfo
+from penstock.brokers.base import QueueInfo, to_unbind
 from penstock.brokers.postgres.encoding import decode_meta, deliveries
 from penstock.errors import BrokerError
 from penstock.message import Delivery
@@ -20,6 +20,7 @@ class PostgresAdmin:
     """See `Admin`."""
 
     def __init__(self, broker: PostgresBroker) -> None:
+        self._broker = broker
         self._pool = broker.pool
         self._sql = broker.statements
 
@@ -65,6 +66,15 @@ class PostgresAdmin:
             await connection.execute(self._sql.pause, await self._find(connection, queue), paused)
 
         await self._pool.run(change)
+
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        unbound = to_unbind(queue, topics)
+
+        async def remove(connection: Connection) -> None:
+            await connection.execute(self._sql.unbind, await self._find(connection, queue), unbound)
+
+        await self._pool.run(remove)
+        self._broker.forget_topics(queue, unbound)
 
     async def _find(self, connection: Connection, name: str) -> int:
         found = await connection.fetchval(self._sql.find_queue, name)

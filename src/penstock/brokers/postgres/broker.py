@@ -8,6 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from penstock.brokers.base import Capabilities, OnLost, Queue
 from penstock.brokers.postgres.admin import PostgresAdmin
 from penstock.brokers.postgres.encoding import encode_meta
@@ -20,10 +22,10 @@ from penstock.brokers.postgres.waker import Waker
 from penstock.errors import BrokerError, PublishError, QueueMismatch, StorageFull
 from penstock.message import Outgoing
 from penstock.postgres.address import parse_address
-from penstock.postgres.errors import DiskFull, translate
+from penstock.postgres.errors import DiskFull, translate_within
 from penstock.postgres.listener import Listener
 from penstock.postgres.pool import Pool
-from penstock.waiting import Gathering
+from penstock.waiting import Gathering, together
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -67,6 +69,7 @@ class PostgresBroker:
         self.heart = Heart(self.pool, self.statements)
         self.waker = Waker(self.pool, self.statements, self._ring)
         self.outbox: Gathering[Outgoing, PublishError | None] = Gathering(self.publish)
+        self._declared: dict[str, Queue] = {}
         self._subscriptions: set[PostgresSubscription] = set()
         self._inboxes: set[PostgresInbox] = set()
 
@@ -83,16 +86,46 @@ class PostgresBroker:
         await self.pool.run(lambda connection: connection.execute("SELECT 1"))
 
     async def close(self) -> None:
-        # All at once: what one releases must not go to the next.
-        await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
-        await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
-        await self.heart.close()
-        await self.pool.idle()  # what is under way may have something to tell
-        await self.waker.close()
-        await self.listener.close()
-        await self.pool.close()
+        try:
+            # All at once: what one releases must not go to the next.
+            await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
+            await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
+            await self.heart.close()
+            await self.pool.idle()  # what is under way may have something to tell
+            await self.waker.close()
+        finally:
+            await together(self.heart.close, self.listener.close, self.pool.close)
 
     async def declare(self, queue: Queue) -> None:
+        await self._declare(queue)
+        known = self._declared.get(queue.name)
+        if known is not None:
+            queue = msgspec.structs.replace(known, topics=tuple(dict.fromkeys((*known.topics, *queue.topics))))
+        self._declared[queue.name] = queue
+
+    def forget_topics(self, name: str, topics: Sequence[str]) -> None:
+        """They are not to be bound again unless they are declared again."""
+        queue = self._declared.get(name)
+        if queue is not None:
+            kept = tuple(topic for topic in queue.topics if topic not in topics)
+            self._declared[name] = msgspec.structs.replace(queue, topics=kept)
+
+    async def declare_again(self, name: str) -> bool:
+        """Make those queues again that were declared here and have gone, with their schema say; whether `name` is one
+        of them."""
+        if name not in self._declared:
+            return False
+
+        async def look(connection: Connection) -> list[Record]:
+            return await connection.fetch(self.statements.known, list(self._declared))
+
+        known = {row["name"] for row in await self.pool.run(look)}
+        gone = [queue for queue in self._declared.values() if queue.name not in known]
+        for queue in sorted(gone, key=lambda queue: queue.lane_of is not None):
+            await self._declare(queue)
+        return True
+
+    async def _declare(self, queue: Queue) -> None:
         async def declare(connection: Connection) -> Record | None:
             return await connection.fetchrow(
                 self.statements.declare,
@@ -137,7 +170,7 @@ class PostgresBroker:
         except (BrokerError, TypeError, ValueError):
             raise
         except Exception as error:
-            raise translate(error, "the transaction") from error
+            raise translate_within(error, self.address.schema) from error
 
     async def broadcast(self, message: Outgoing) -> None:
         meta = encode_meta(message)

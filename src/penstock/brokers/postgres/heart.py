@@ -63,10 +63,12 @@ class Heart:
 
     async def close(self) -> None:
         beating, self._beating = self._beating, None
-        if beating is not None:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
-        await self._pool.close()
+        try:
+            if beating is not None:
+                beating.cancel()
+                await asyncio.gather(beating, return_exceptions=True)
+        finally:
+            await self._pool.close()
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()

@@ -54,9 +54,11 @@ class Statements:
         self.broadcast = f"SELECT {own}.broadcast($1, $2, $3)"
         self.reply = f"SELECT {own}.reply($1, $2, $3)"
         self.fetch_mail = f"SELECT * FROM {own}.fetch_mail($1)"
+        self.known = f"SELECT name FROM {own}.queues WHERE name = ANY ($1)"
         self.find_queue = f"SELECT id FROM {own}.queues WHERE name = $1"
         self.purge = f"SELECT {own}.purge($1)"
         self.pause = f"SELECT {own}.pause($1, $2)"
+        self.unbind = f"DELETE FROM {own}.bindings WHERE queue = $1 AND topic = ANY ($2)"
         self.sweep_all = f"SELECT {own}.sweep(id) FROM {own}.queues"
         self.inspect, self.browse = (_within(own, text) for text in (_INSPECT, _BROWSE))
 

@@ -157,8 +157,11 @@ class PostgresSubscription:
         )
         if not ours or membership is None:  # closed: `held` is empty
             return [item.delivery for item in items] if membership is None else strangers
+        settling = _Settling(membership, ours, self._sql.settle)
         try:
-            row = await self._pool.run(_Settling(membership, ours, self._sql.settle))
+            row = await self._pool.run(settling)
+            if row["missing"] is not None and await self._broker.declare_again(row["missing"]):
+                row = await self._pool.run(settling)
         except BrokerUnavailable:
             self._unanswered.update(item.delivery.token for item in ours)
             raise
@@ -248,6 +251,9 @@ class PostgresSubscription:
 
         row = await self._pool.run(join)
         assert row is not None
+        if row["missing"] is not None and await self._broker.declare_again(row["missing"]):  # somebody dropped it
+            row = await self._pool.run(join)
+            assert row is not None
         if row["missing"] is not None:
             raise BrokerError(f"cannot consume {row['missing']!r}: it is not declared")
         ids = row["ids"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.brokers.base import QueueInfo
+from penstock.brokers.base import QueueInfo, to_unbind
 from penstock.brokers.redis import lua_admin, wire
 from penstock.errors import BrokerError
 from penstock.message import Delivery
@@ -73,6 +73,12 @@ class RedisAdmin:
     async def pause(self, queue: str, paused: bool) -> None:
         if await self._broker.run(lua_admin.PAUSE, queue, int(paused)) is None:
             raise self._unknown(queue)
+
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        unbound = to_unbind(queue, topics)
+        if await self._broker.run(lua_admin.UNBIND, queue, *unbound) is None:
+            raise self._unknown(queue)
+        self._broker.forget_topics(queue, unbound)
 
     def _unknown(self, queue: str) -> BrokerError:
         return BrokerError(f"there is no queue {queue!r}")

@@ -16,7 +16,7 @@ from penstock.brokers.redis.subscription import RedisSubscription
 from penstock.errors import PublishError, QueueFull, QueueMismatch, StorageFull, Unroutable
 from penstock.message import Outgoing
 from penstock.redis.address import parse_address
-from penstock.redis.checks import survey
+from penstock.redis.checks import Keeping, survey
 from penstock.redis.errors import NoRoom
 from penstock.redis.line import Word
 from penstock.redis.link import Link, Script
@@ -58,6 +58,7 @@ class RedisBroker:
         self.channels = self.address.channels(ROOM)
         self.link = Link(self.address)
         self.listening = Listening(self.link)
+        self._keeping = Keeping()
         self._declared: dict[str, Queue] = {}
         self._subscriptions: set[RedisSubscription] = set()
         self._inboxes: set[RedisInbox] = set()
@@ -71,28 +72,46 @@ class RedisBroker:
         return await self.link.run(script, self.prefix, self.channels, *arguments)
 
     async def open(self) -> None:
-        keeping = await survey(self.link)
-        self.capabilities = msgspec.structs.replace(type(self).capabilities, durable=keeping.durable)
+        self._keeping = await survey(self.link)
+        self.capabilities = msgspec.structs.replace(type(self).capabilities, durable=self._keeping.durable)
 
     async def close(self) -> None:
-        # All at once: what one releases must not go to the next.
-        await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
-        self._subscriptions.clear()
-        await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
-        self._inboxes.clear()
-        await self.listening.close()
-        self.link.close()
+        try:
+            # All at once: what one releases must not go to the next.
+            await asyncio.gather(*(subscription.close() for subscription in tuple(self._subscriptions)))
+            self._subscriptions.clear()
+            await asyncio.gather(*(inbox.close() for inbox in tuple(self._inboxes)))
+            self._inboxes.clear()
+        finally:
+            self.link.close()
+            try:
+                await self.listening.close()
+            finally:
+                self.link.close()  # it may have connected again meanwhile
 
     async def declare(self, queue: Queue) -> None:
-        topics = dict.fromkeys((queue.name, *queue.topics))
-        limit = "" if queue.max_length is None else queue.max_length
-        said = await self.run(lua.DECLARE, queue.name, int(queue.ordered), queue.lane_of or "", limit, *topics)
-        if said:
-            raise QueueMismatch(f"queue {queue.name!r} exists with ordered={said == b'1'}")
+        self._keeping.warn(self.address.name)
+        await self._declare(queue, again=False)
         known = self._declared.get(queue.name)
         if known is not None:
             queue = msgspec.structs.replace(known, topics=tuple(dict.fromkeys((*known.topics, *queue.topics))))
         self._declared[queue.name] = queue
+
+    async def _declare(self, queue: Queue, *, again: bool) -> None:
+        """`again`: nobody asks for it anew, so what it was unbound from stays unbound."""
+        topics = dict.fromkeys((queue.name, *queue.topics))
+        limit = "" if queue.max_length is None else queue.max_length
+        lane_of = queue.lane_of or ""
+        said = await self.run(lua.DECLARE, queue.name, int(queue.ordered), lane_of, limit, int(again), *topics)
+        if said:
+            raise QueueMismatch(f"queue {queue.name!r} exists with ordered={said == b'1'}")
+
+    def forget_topics(self, name: str, topics: Sequence[str]) -> None:
+        """They are not to be bound again unless they are declared again."""
+        queue = self._declared.get(name)
+        if queue is not None:
+            kept = tuple(topic for topic in queue.topics if topic not in topics)
+            self._declared[name] = msgspec.structs.replace(queue, topics=kept)
 
     async def declare_again(self, name: str | None = None) -> bool:
         """Make all queues again that were declared here, in a database that may have been emptied; whether `name`
@@ -101,7 +120,7 @@ class RedisBroker:
             return False
         for queue in sorted(self._declared.values(), key=lambda queue: queue.lane_of is not None):
             try:
-                await self.declare(queue)
+                await self._declare(queue, again=True)
             except QueueMismatch as error:
                 if queue.name == name:
                     raise

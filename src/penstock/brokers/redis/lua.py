@@ -9,7 +9,8 @@ DECLARE = Script(
     HEAD,
     ALWAYS,
     """
--- name, ordered, lane of, max length, topics …; answers how it is ordered if that is otherwise
+-- name, ordered, lane of, max length, whether only what was lost is to be made again, topics …; answers how it is
+-- ordered if that is otherwise
 local Q, ordered = ARGV[2], ARGV[3]
 local found = call('HGET', P .. 'queue:' .. Q, 'ordered')
 if found and found ~= ordered then return found end
@@ -19,9 +20,12 @@ if not found then
   if ARGV[5] ~= '' then call('HSET', P .. 'queue:' .. Q, 'max', ARGV[5]) end
   call('SADD', P .. 'queues', Q)
 end
-for i = 6, #ARGV do
-  call('SADD', P .. 'bound:' .. ARGV[i], Q)
-  call('SADD', P .. 'topics:' .. Q, ARGV[i])
+for i = 7, #ARGV do
+  if ARGV[6] == '0' or call('SISMEMBER', P .. 'unbound:' .. Q, ARGV[i]) == 0 then
+    call('SADD', P .. 'bound:' .. ARGV[i], Q)
+    call('SADD', P .. 'topics:' .. Q, ARGV[i])
+    call('SREM', P .. 'unbound:' .. Q, ARGV[i])
+  end
 end
 return ''
 """,

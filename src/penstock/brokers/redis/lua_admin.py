@@ -120,6 +120,23 @@ return count
 """,
 )
 
+UNBIND = Script(
+    HEAD,
+    ALWAYS,
+    QUEUES,
+    """
+-- queue, topics …; answers nothing if there is no such queue
+local Q = ARGV[2]
+if not queue(Q) then return false end
+for i = 3, #ARGV do
+  call('SREM', P .. 'bound:' .. ARGV[i], Q)
+  call('SREM', P .. 'topics:' .. Q, ARGV[i])
+  call('SADD', P .. 'unbound:' .. Q, ARGV[i])
+end
+return 1
+""",
+)
+
 PAUSE = Script(
     HEAD,
     ALWAYS,

@@ -4,6 +4,7 @@ All keys of a namespace begin with its prefix P, a hash tag, so that they are on
 
     queues              set: names                     queue:Q     hash: ordered base max paused expired discarded
     bound:T             set: queues bound to topic T   topics:Q    set: topics that queue Q is bound to
+    unbound:Q           set: topics that queue Q was unbound from: whoever declared them must declare them anew
     stream:R:Q          stream of rank R, group `penstock`; entries: m(eta) b(ody) [x expires at] [k key] [r lost]
     streams:Q           set: ranks that have a stream  ready:Q     zset: ranks that may have something to hand out
     parked:Q            hash: what waits outside the streams, by number: delayed, or behind another of its key

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from penstock.brokers.base import Capabilities, OnLost, Queue, QueueInfo, Settlement
+from penstock.brokers.base import Capabilities, OnLost, Queue, QueueInfo, Settlement, to_unbind
 from penstock.brokers.sqlite import operations
 from penstock.brokers.sqlite.inbox import SqliteInbox, any_awaited, broadcast, reply
 from penstock.brokers.sqlite.operations import Bound, Claimed, Membership
@@ -325,6 +325,11 @@ class SqliteAdmin:
 
     async def pause(self, queue: str, paused: bool) -> None:
         await self._broker.run(lambda tx: operations.pause(tx, self._find(tx, queue).id, paused))
+
+    async def unbind(self, queue: str, topics: Sequence[str]) -> None:
+        unbound = to_unbind(queue, topics)
+        namespace = self._broker.namespace
+        await self._broker.run(lambda tx: operations.unbind(tx, namespace, self._find(tx, queue).id, unbound))
 
     def _find(self, tx: Transaction, name: str) -> Bound:
         queue = operations.find_queue(tx, self._broker.namespace, name)

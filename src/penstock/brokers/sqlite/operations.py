@@ -401,6 +401,10 @@ def purge(tx: Transaction, queue_id: int) -> int:
     return count
 
 
+def unbind(tx: Transaction, namespace: str, queue_id: int, topics: Sequence[str]) -> None:
+    tx.executemany(sql.UNBIND, [(namespace, topic, queue_id) for topic in topics])
+
+
 def pause(tx: Transaction, queue_id: int, paused: bool) -> None:
     tx.execute(sql.PAUSE, (paused, queue_id))
     tx.woken.add(queue_id)

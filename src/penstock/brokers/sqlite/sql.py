@@ -20,6 +20,7 @@ _LISTED = "seq IN (SELECT value FROM json_each(?))"
 QUEUE = "SELECT id, ordered, base, max_length FROM queues WHERE namespace = ? AND name = ?"
 ADD_QUEUE = "INSERT INTO queues (namespace, name, ordered, base, max_length) VALUES (?, ?, ?, ?, ?)"
 BIND = "INSERT OR IGNORE INTO bindings (namespace, topic, queue) VALUES (?, ?, ?)"
+UNBIND = "DELETE FROM bindings WHERE namespace = ? AND topic = ? AND queue = ?"
 LANES = "SELECT id FROM queues WHERE base IN (SELECT value FROM json_each(?))"
 BOUND = """
     SELECT q.id, q.name, q.ordered, q.base, q.max_length

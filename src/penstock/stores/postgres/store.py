@@ -16,6 +16,7 @@ from penstock.postgres.together import Together
 from penstock.stores.base import Change, Delete, Entry, Put, StoreCapabilities
 from penstock.stores.keys import check_keys, end_of
 from penstock.stores.postgres.watch import PostgresWatch
+from penstock.waiting import together
 
 if TYPE_CHECKING:
     from asyncpg import Connection, Record
@@ -71,11 +72,12 @@ class PostgresStore:
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in tuple(self._watches)))
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
-        await self._listener.close()
-        await self._pool.close()
+        try:
+            if self._sweeping is not None:
+                self._sweeping.cancel()
+                await asyncio.gather(self._sweeping, return_exceptions=True)
+        finally:
+            await together(self._listener.close, self._pool.close)
 
     async def get(self, keys: Sequence[str]) -> list[Entry | None]:
         check_keys(keys)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from penstock.redis.address import parse_address
-from penstock.redis.checks import survey
+from penstock.redis.checks import Keeping, survey
 from penstock.redis.line import Word
 from penstock.redis.link import Link
 from penstock.redis.listening import Listening
@@ -35,16 +35,21 @@ class RedisStore:
         self.channels = self.address.channels(ROOM)
         self._link = Link(self.address)
         self._listening = Listening(self._link)
+        self._keeping = Keeping()
         self._watches: set[RedisWatch] = set()
         self._changes: Gathering[list[tuple[Word, ...]], list[int | None]] = Gathering(self._apply_all)
 
     async def open(self) -> None:
-        self.capabilities = StoreCapabilities(durable=(await survey(self._link)).durable, shared=True)
+        self._keeping = await survey(self._link)
+        self.capabilities = StoreCapabilities(durable=self._keeping.durable, shared=True)
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in tuple(self._watches)))
-        await self._listening.close()
         self._link.close()
+        try:
+            await self._listening.close()
+        finally:
+            self._link.close()  # it may have connected again meanwhile
 
     async def get(self, keys: Sequence[str]) -> list[Entry | None]:
         check_keys(keys)
@@ -74,6 +79,7 @@ class RedisStore:
         return [unpack(key.decode(), packed) for key, packed in zip(found[::2], found[1::2], strict=True)]
 
     def watch(self) -> RedisWatch:
+        self._keeping.warn(self.address.name)
         watch = RedisWatch(self._listening, self.channels, self._watches)
         self._watches.add(watch)
         return watch

@@ -18,6 +18,7 @@ from penstock.testing.conformance.receive import ReceivePromises
 from penstock.testing.conformance.replies import ReplyPromises
 from penstock.testing.conformance.settle import SettlePromises
 from penstock.testing.conformance.topics import TopicPromises
+from penstock.testing.conformance.unbind import UnbindPromises
 from penstock.testing.conformance.waking import WakingPromises
 
 
@@ -39,5 +40,6 @@ class Conformance(
     BroadcastPromises,
     ReplyPromises,
     AdminPromises,
+    UnbindPromises,
 ):
     """Subclass it as `Test…` and give it a `harness` fixture; nothing else is needed."""

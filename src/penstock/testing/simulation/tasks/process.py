@@ -78,7 +78,7 @@ class TaskProcess(Process):
 
     async def _enqueue(self, name: str, instants: Any) -> None:
         app = SimpleNamespace(tasks=self.world.functions.tasks, client=self._client)
-        await app_life.Life._enqueue(cast(app_life.Life, SimpleNamespace(_app=app)), name, instants)
+        await app_life.Life._enqueue(cast(app_life.Life, SimpleNamespace(app=app)), name, instants)
 
     async def end_schedules(self) -> None:
         if self._scheduling is not None:

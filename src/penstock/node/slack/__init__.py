@@ -1,0 +1,1 @@
+"""Jobs that listen to direct messages in Slack."""

@@ -1,0 +1,1 @@
+"""HTTP: a node's work and definitions for programs and people, over `control` and `node`."""

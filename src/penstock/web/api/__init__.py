@@ -1,0 +1,1 @@
+"""The routes, thin: read, ask `control`, `cluster` or the book, answer."""
