@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import random
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -110,6 +108,11 @@ class Cluster:
         node = NodeProcess(self._folder / name, *place, environment=environment, **options)
         self.nodes.append(self._stack.enter_context(node))
         return node
+
+    @property
+    def file(self) -> Path | None:
+        """The store that all share, if it is an SQLite file."""
+        return Path(self.url.removeprefix("sqlite:///")) if self.url.startswith("sqlite:") else None
 
     def write(self, name: str, file: str, text: str) -> None:
         """Into a node's directory, at once whole."""
@@ -257,18 +260,6 @@ def longest_pause(marks: Sequence[Mark], pid: int, since: float = 0.0) -> float:
     return max(later - earlier for earlier, later in itertools.pairwise(moments))
 
 
-def holds_the_lock(url: str) -> bool:
-    """Whether somebody is in the middle of a write of an SQLite file: nobody else could go on before it does."""
-    if not url.startswith("sqlite:"):
-        return False
-    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"), timeout=1)) as file:
-        try:
-            file.execute("BEGIN IMMEDIATE")
-        except sqlite3.OperationalError:
-            return True
-        return False
-
-
 # -- the master is lost
 
 
@@ -291,11 +282,7 @@ def test_one_master_at_a_time_however_often_it_is_killed_and_halted(shared: Clus
             halted.go_on()
             halted = None
         if fault % 2:
-            node.halt()
-            while holds_the_lock(shared.url):
-                node.go_on()
-                time.sleep(0.01)
-                node.halt()
+            node.halt(shared.file)
             halts[first.pid] += 1
             halted = node
         else:

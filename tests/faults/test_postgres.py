@@ -17,7 +17,7 @@ from penstock.brokers.postgres import PostgresBroker
 from penstock.errors import BrokerUnavailable, PublishError
 from penstock.stores.base import Put
 from penstock.stores.postgres import PostgresStore
-from penstock.testing.faults import PostgresNode, Proxy, seconds_until, wait_until
+from penstock.testing.faults import PostgresNode, Proxy, halt, seconds_until, wait_until
 from tests.faults.scenes import LEASE, PREFETCH, QUEUES, PostgresScene
 from tests.faults.test_server import Publisher
 from tests.helpers import eventually
@@ -97,7 +97,7 @@ def test_the_late_settlements_of_a_zombie_are_refused(postgres: PostgresScene) -
         ids = scene.publish("work", list(range(total)))
         wait_until(lambda: scene.ledger.count("started") >= 4, "it runs", 20, pause=0.001)
         (zombie,) = consumers.running
-        zombie.send_signal(signal.SIGSTOP)
+        halt(zombie.pid)
         if not scene.query("SELECT count(owner) FROM {s}.messages")[0][0]:
             pytest.fail("it was stopped too late to hold anything: make total larger")
         consumers.start()

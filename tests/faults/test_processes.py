@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import signal
-import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from penstock.testing.faults import Ledger, seconds_until, wait_until
+from penstock.testing.faults import Ledger, halt, seconds_until, wait_until
 from tests.faults.scenes import LEASE, PREFETCH, Scene, SqliteScene
 
 pytestmark = [pytest.mark.blocks, pytest.mark.timeout(180)]
@@ -167,7 +164,7 @@ def test_the_late_settlements_of_a_zombie_are_refused(lite: SqliteScene) -> None
         ids = scene.publish("work", list(range(total)))
         wait_until(lambda: scene.ledger.count("started") >= 4, "it runs", 20, pause=0.001)
         (zombie,) = consumers.running
-        _stop_between_transactions(zombie, scene)
+        halt(zombie.pid, scene.file)
         held = scene.query("SELECT count(*) FROM messages WHERE owner > 0")[0][0]
         if not held:
             pytest.fail("it was stopped too late to hold anything: make total larger")
@@ -183,21 +180,6 @@ def test_the_late_settlements_of_a_zombie_are_refused(lite: SqliteScene) -> None
     finished = scene.ledger.times("finished")
     assert set(finished) == {*ids, *again}
     assert scene.ledger.count("finished") - before <= PREFETCH + 1, "at most what it was running ends twice"
-
-
-def _stop_between_transactions(process: subprocess.Popen[bytes], scene: SqliteScene) -> None:
-    """SIGSTOP, but not while it holds the file's lock: that would stop everybody, which is another fault."""
-    for _ in range(100):
-        process.send_signal(signal.SIGSTOP)
-        try:
-            with contextlib.closing(sqlite3.connect(scene.file, timeout=0.05)) as connection:
-                connection.execute("BEGIN IMMEDIATE")
-                connection.rollback()
-        except sqlite3.OperationalError:
-            process.send_signal(signal.SIGCONT)
-        else:
-            return
-    raise AssertionError("the lock is held all the time")
 
 
 def test_a_blocked_loop_is_named_and_nothing_is_lost(scene: Scene) -> None:

@@ -20,7 +20,7 @@ from penstock.redis.line import Line, Word
 from penstock.stores.base import Delete, Put
 from penstock.stores.redis import RedisStore
 from penstock.testing.conformance.harness import Harness, System, acks, ids, message, messages
-from penstock.testing.faults import Proxy, RedisNode, seconds_until, wait_until
+from penstock.testing.faults import Proxy, RedisNode, halt, seconds_until, wait_until
 from tests.faults.scenes import LEASE, PREFETCH, RedisScene
 from tests.helpers import eventually
 
@@ -48,7 +48,7 @@ def test_the_late_settlements_of_a_zombie_are_refused(redis: RedisScene) -> None
         confirmed = redis.publish("work", list(range(total)))
         wait_until(lambda: redis.ledger.count("started") >= 4, "it runs", 20, pause=0.001)
         (zombie,) = consumers.running
-        zombie.send_signal(signal.SIGSTOP)
+        halt(zombie.pid)
         assert redis.in_hand("work").unsettled, "it was stopped too late to hold anything: make total larger"
         consumers.start()
         wait_until(lambda: len(redis.ledger.times("finished")) == total, "another finishes all", 30)

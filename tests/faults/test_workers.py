@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.testing.faults import Processes
+from penstock.testing.faults import Processes, halt
 from tests.faults.scenes import ROOT
 from tests.helpers import eventually_sync
 
@@ -51,7 +51,7 @@ def test_one_at_a_time_whatever_becomes_of_the_process_that_runs_it(tmp_path: Pa
                 one.send_signal(signal.SIGCONT)
             halted.clear()
             if fault % 2:
-                process.send_signal(signal.SIGSTOP)
+                halt(process.pid, tmp_path / "shared.db")
                 halted.append(process)
             else:
                 processes.kill(process)

@@ -4,6 +4,7 @@
 to be cut, and `RabbitNode`, `RedisNode`, `NatsNode` and `PostgresNode` are servers to be killed, stopped and frozen.
 """
 
+from penstock.testing.faults.halting import halt
 from penstock.testing.faults.ledger import Entry, Ledger
 from penstock.testing.faults.nats import NatsNode, find_nats_server
 from penstock.testing.faults.postgres import PostgresNode, find_postgres
@@ -27,6 +28,7 @@ __all__ = [
     "find_postgres",
     "find_redis",
     "find_server",
+    "halt",
     "seconds_until",
     "wait_until",
 ]

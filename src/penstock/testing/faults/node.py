@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from penstock.testing.faults.halting import halt
 from penstock.testing.faults.waiting import wait_until
 
 STOP_WITHIN = 30.0  # seconds
@@ -95,7 +96,8 @@ class ServerNode:
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers."""
-        self._signal(signal.SIGSTOP)
+        if self.pid is not None:
+            halt(self.pid)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)

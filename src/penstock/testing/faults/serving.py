@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from penstock.testing.faults.halting import halt
 from penstock.testing.faults.ports import free_ports
 from penstock.testing.faults.waiting import wait_until
 
@@ -90,9 +91,10 @@ class NodeProcess:
             self._process.kill()
             self._process.wait()
 
-    def halt(self) -> None:
-        """SIGSTOP: it stands still until `go_on`."""
-        self._signal(signal.SIGSTOP)
+    def halt(self, beside: Path | None = None) -> None:
+        """It stands still until `go_on`; `beside`: but not in the middle of a transaction of this SQLite file."""
+        assert self._process is not None
+        halt(self._process.pid, beside)
 
     def go_on(self) -> None:
         self._signal(signal.SIGCONT)
