@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, overload
 
 from penstock import config
-from penstock.brokers.base import Broker
+from penstock.brokers.base import Broker, Queue
 from penstock.brokers.pool import Pool
 from penstock.client import Client, SyncClient
 from penstock.client.parallel import Parallel
@@ -554,13 +554,15 @@ class App:
 
     async def _declare_queues(self, name: str | None, vhost: str | None, broker: Broker, client: Client) -> None:
         """What this app consumes exists from the first connection on, so that it can publish to itself."""
-        for route in list(self.routes):
-            if route not in self.routes:  # it was given up meanwhile
-                continue
-            for queue in queues_of(route):
-                ours = (route.broker, route.vhost) == (name, vhost)
-                if ours or (name == DEAD_LETTERS and queue.name == dead_queue(queue.name.removesuffix(".dead"))):
-                    await broker.declare(queue)
+        wanted: list[tuple[Route, Queue]] = []
+        for route in self.routes:
+            ours = (route.broker, route.vhost) == (name, vhost)
+            letters = {dead_queue(own) for own in route.queues} if name == DEAD_LETTERS else set[str]()
+            wanted += [(route, queue) for queue in queues_of(route) if ours or queue.name in letters]
+        wanted.sort(key=lambda one: one[1].name in one[0].queues)  # last, and one after another, what a topic may reach
+        for route, queue in wanted:
+            if route in self.routes:  # it was not given up meanwhile
+                await broker.declare(queue)
         if self.tasks and self.store is not None and (name, vhost) == (None, None):
             try:
                 ledger = await client._ledger(STORE_WITHIN)
@@ -569,7 +571,7 @@ class App:
             for task in list(self.tasks.values()):
                 if task.name not in self.tasks:
                     continue
-                await ledger.register(task.name, task.topics)
+                await ledger.topics.register(task.name, task.topics)
 
     # -- running
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -54,6 +54,7 @@ SPARE = 0.5  # seconds of these that are kept for the release
 MOST_ABANDONED = 4
 """Runs that may be stuck where nothing can stop them, before the process drains and is started again."""
 
+T = TypeVar("T")
 _Step: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -109,10 +110,8 @@ class Life:
             await app.client._listening.add(topic, executor.call, decode)
         tasks = {id(task.route): task for task in app.tasks.values()}
         for route in app.routes:
-            if id(route) in tasks:
-                await self._employ(tasks[id(route)])
-            else:
-                await self._consume(route, await self._broker(route.broker, route.vhost))
+            begin = partial(self._begin, route, tasks.get(id(route)))
+            await self._until_reached("broker", begin)  # it may go away again between any two declarations
         if app.schedules:
             from penstock.tasks.schedule import Scheduler  # not everybody's: it costs some milliseconds of each start
 
@@ -128,19 +127,29 @@ class Life:
         else:
             app.log.info("working with %s", config.mask(app.url))
 
+    async def _begin(self, route: Route, task: TaskFunction[..., Any] | None) -> None:
+        if task is not None:
+            await self._employ(task)
+        else:
+            await self._consume(route, await self._broker(route.broker, route.vhost))
+
     def _queues(self) -> list[str]:
         return [name for route in self.app.routes for name in route.queues]
 
-    async def _broker(self, name: str | None, vhost: str | None) -> Broker:
-        """A connected broker; one that cannot be reached is tried until it can."""
+    async def _until_reached(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What comes of an attempt; one that finds somebody away is made again until it does not."""
         delay = FIRST_RETRY
         while True:
             try:
-                return await self.app.client._pool.get(name, vhost)
-            except BrokerUnavailable as error:
-                self.app.log.warning("broker not reachable, again in %.1f s: %s", delay, error)
+                return await attempt()
+            except (BrokerUnavailable, TimeoutError) as error:
+                self.app.log.warning("%s not reachable, again in %.1f s: %s", what, delay, error)
             await asyncio.sleep(delay)
             delay = min(delay * 2, LONGEST_RETRY)
+
+    async def _broker(self, name: str | None, vhost: str | None) -> Broker:
+        """A connected broker; one that cannot be reached is tried until it can."""
+        return await self._until_reached("broker", lambda: self.app.client._pool.get(name, vhost))
 
     async def broker(self) -> Broker:
         """The app's main one, connected; one that cannot be reached is tried until it can.
@@ -154,14 +163,7 @@ class Life:
 
         :raises StoreRequired: it has none.
         """
-        delay = FIRST_RETRY
-        while True:
-            try:
-                return await self.app.client._ledger(LONGEST_RETRY)
-            except (BrokerUnavailable, TimeoutError) as error:
-                self.app.log.warning("store not reachable, again in %.1f s: %s", delay, error)
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, LONGEST_RETRY)
+        return await self._until_reached("store", lambda: self.app.client._ledger(LONGEST_RETRY))
 
     async def take(self, task: TaskFunction[..., Any]) -> None:
         """Run a task from now on, as if the app had declared it.
@@ -173,7 +175,7 @@ class Life:
         app._adopt(task)
         try:
             if app.store is not None:
-                await (await self.ledger()).register(task.name, task.topics)
+                await (await self.ledger()).topics.register(task.name, task.topics)
             await self._employ(task)
         except BaseException:
             app._disown(task)

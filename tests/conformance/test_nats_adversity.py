@@ -17,8 +17,10 @@ import pytest_asyncio
 
 from penstock.brokers import registry
 from penstock.brokers.base import Ack, Move, Queue, Release
-from penstock.brokers.nats import NatsBroker, names, publisher, source, wire
+from penstock.brokers.nats import NatsBroker, everybody, headcount, names, publisher, source, wire
 from penstock.brokers.nats import broker as nats_broker
+from penstock.brokers.nats import line as line_
+from penstock.brokers.nats import subscription as subscription_
 from penstock.brokers.nats.api import Api
 from penstock.errors import BrokerRefused, BrokerUnavailable, ConfigError, PublishError, Unroutable
 from penstock.message import Delivery
@@ -400,6 +402,61 @@ async def test_a_question_is_good_for_half_the_lease_however_long_one_waits(syst
         await subscription.close()
 
 
+class Lost:
+    """Has the first of what is written to some subject lost on its way, as with the death of who was to hear it."""
+
+    def __init__(self, broker: Any, subject: bytes) -> None:
+        self.what: bytes | None = None
+        self._wire = broker.link.current._client
+        self._hand_over, self._subject = self._wire.hand_over, subject
+        self._wire.hand_over = self._write
+
+    def _write(self, data: bytes) -> None:
+        if self.what is None and self._subject in data:
+            self.what = data
+        else:
+            self._hand_over(data)
+
+
+async def test_a_question_that_nobody_knows_of_any_more_is_asked_anew(
+    system: System, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when whoever led the consumer in a cluster has died. It would be good for 15 seconds."""
+    monkeypatch.setattr(source, "PULSE", 0.3)
+    monkeypatch.setattr(source, "SILENT", 0.9)
+    monkeypatch.setattr(subscription_, "LOOK", 0.1)
+    queue = await system.declare(broker, "work")
+    lost = Lost(broker, b"MSG.NEXT")
+    receiving = asyncio.create_task(system.consume(broker, queue, lease=30.0).receive(1, 30))
+    await eventually(lambda: lost.what)
+    began = time.monotonic()
+    [sent] = await system.publish(broker, messages("work", 1))
+    assert ids(await receiving) == [sent]
+    assert time.monotonic() - began < 5
+
+
+async def test_a_question_that_the_server_knows_of_stays_open(
+    system: System, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "PULSE", 0.1)
+    monkeypatch.setattr(source, "SILENT", 0.3)
+    monkeypatch.setattr(subscription_, "LOOK", 0.05)
+    queue = await system.declare(broker, "work")
+    subscription = system.consume(broker, queue, lease=30.0)
+    await subscription.receive(1, 0)
+    written = written_by(broker)
+    assert await subscription.receive(1, 1.2) == []
+    assert not written
+    assert subscription.consuming
+
+
+async def test_what_nobody_answers_is_asked_again(broker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_, "ASK_AGAIN", 0.05)
+    lost = Lost(broker, b"STREAM.INFO")
+    await broker.declare(Queue("work"))
+    assert lost.what
+
+
 async def test_settling_looks_again_when_it_had_to_wait_for_a_line(
     system: System, broker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -596,6 +653,30 @@ async def test_only_inboxes_are_told_what_is_held(broker: Any, client: Any, spac
     await answers.next_msg(5)
     assert heard.pending_msgs == 0
     assert broker.link.current is not None
+
+
+async def test_in_a_cluster_one_listens_when_all_servers_have_heard_of_it(
+    system: System, broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever answers a question is on a server that has heard of what was listened to before."""
+    monkeypatch.setattr(line_.Line, "has_peers", True)
+    other: Any = await system.connect()
+    written = written_by(broker)
+    answers: list[bytes] = []
+    answer = everybody.answer
+
+    def late(line: Any, reply: bytes, text: bytes) -> None:
+        answers.append(text)
+        asyncio.get_running_loop().call_later(0.05, answer, line, reply, text)
+
+    monkeypatch.setattr(headcount, "answer", late)
+    inbox = broker.inbox()
+    await inbox.listen(frozenset({"news"}))
+    said = b"".join(written)
+    assert 0 < said.index(b".cast.news") < said.index(b".who ")
+    assert len(answers) == 2
+    await other.broadcast(message("news"))
+    assert [one.topic for one in await inbox.receive(5)] == ["news"]
 
 
 async def test_a_reply_that_goes_nowhere_is_told(broker: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ from nats.js.api import RetentionPolicy, StreamConfig
 from penstock.brokers import registry
 from penstock.brokers.base import Broker, Move, Queue, Release
 from penstock.brokers.nats import NatsBroker, names, wire
+from penstock.brokers.nats.api import Api, Refusal, as_ours
 from penstock.errors import (
     BrokerError,
     BrokerRefused,
@@ -81,12 +82,59 @@ async def test_a_server_that_says_nothing_is_unavailable() -> None:
         assert "no answer in time" in await refusal(f"nats://127.0.0.1:{proxy.port}/?timeout=0.2", BrokerUnavailable)
 
 
+async def test_a_server_that_greets_nobody_does_not_keep_us_from_the_others(nats_url: str) -> None:
+    address, _, space = nats_url.rpartition("/")
+    with Proxy(4222) as proxy:
+        proxy.swallow()
+        broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}/{space}?timeout=0.3&servers={address[7:]}")
+        await broker.open()
+        await broker.close()
+
+
+async def test_a_server_that_cannot_be_worked_with_does_not_keep_us_from_the_others(
+    nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is cut off from its cluster: it greets us, and JetStream does not answer."""
+    address, _, space = nats_url.rpartition("/")
+    check, asked = Api.check, list[Api]()
+
+    async def once(api: Api) -> None:
+        asked.append(api)
+        if len(asked) == 1:
+            raise BrokerUnavailable("JetStream: JetStream system temporarily unavailable (10008)")
+        await check(api)
+
+    monkeypatch.setattr(Api, "check", once)
+    with Proxy(4222) as proxy:
+        broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}/{space}?servers={address[7:]}")
+        await broker.open()
+        assert len(asked) == 2
+        proxy.swallow()  # who had us last is tried first no more
+        await broker.declare(Queue("work"))
+        await broker.close()
+
+
+async def test_what_each_server_said_is_told_in_one_line() -> None:
+    said = await refusal("nats://127.0.0.1:1/space?servers=127.0.0.1:2,[::1]:3", BrokerUnavailable)
+    assert re.fullmatch(r"nats://127.0.0.1:1/space: .+; nats://127.0.0.1:2: .+; nats://\[::1\]:3: .+", said)
+    assert "Errno" in await refusal("nats://[::1]:1/", BrokerUnavailable)
+
+
+@pytest.mark.parametrize("number", [503, 10004, 10005, 10008, 10009, 10118, 10119])
+def test_what_a_cluster_cannot_do_now_is_no_refusal(number: int) -> None:
+    assert isinstance(as_ours(Refusal(number, "stream is offline"), "publishing"), BrokerUnavailable)
+
+
 async def test_a_missing_certificate_file_is_refused() -> None:
     assert "No such file" in await refusal("tls://127.0.0.1:4222/?cafile=/does/not/exist")
 
 
 @pytest.mark.parametrize(
-    "rest", ["a/b", "white space", "x" * 41, "?replicas=0", "?replicas=three", "?dedupe=1", "?timeout=0", "?keyfile=k"]
+    "rest",
+    [
+        *("a/b", "white space", "x" * 41, "?replicas=0", "?replicas=three", "?dedupe=1", "?timeout=0", "?keyfile=k"),
+        *("?servers=nats://b:1", "?servers=b:1,me:sesame@c:1", "?servers=b:1/space"),
+    ],
 )
 def test_an_address_that_makes_no_sense_is_refused(rest: str) -> None:
     with pytest.raises(ConfigError):
@@ -227,6 +275,24 @@ async def test_a_server_with_as_many_connections_says_so_before_tls_begins(tmp_p
         await first.close()
 
 
+@pytest.mark.blocks
+async def test_a_server_that_others_tell_of_by_its_number_has_a_certificate_by_name(tmp_path: Path) -> None:
+    made, key = tmp_path / "server.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=penstock-test",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", made],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with server(tmp_path, f'tls {{ cert_file: "{made}", key_file: "{key}" }}') as node:
+        broker = NatsBroker(f"tls://localhost:1/?cafile={made}")
+        broker.link._discovered = [f"tls://127.0.0.1:{node.port}"]
+        await broker.open()
+        await broker.close()
+        await broker.open()  # again, where no other has told of it
+        await broker.close()
+        assert "verify failed" in await refusal(f"tls://127.0.0.1:{node.port}/?cafile={made}")
+
+
 async def eventually_opens(url: str) -> None:
     async def opens() -> bool:
         broker = registry.connect(url)
@@ -281,6 +347,22 @@ async def test_a_queue_that_one_may_not_publish_to_is_an_error_of_its_messages(t
         assert outcomes[1] is None
         assert time.monotonic() - began < 3
         await broker.close()
+
+
+@pytest.mark.blocks
+async def test_what_is_there_is_used_without_the_right_to_make_it(tmp_path: Path) -> None:
+    """Nor is whoever leads a cluster needed for that, who may have died."""
+    rights = RIGHTS.format(publish='{ deny: ["$JS.API.STREAM.CREATE.>"] }', subscribe='[">"]')
+    with server(tmp_path, rights) as node:
+        boss = NatsBroker(node.url(login="boss:x"))
+        await boss.open()
+        await boss.declare(queue := Queue("work"))
+        broker = NatsBroker(node.url(login="me:x"))
+        await broker.open()
+        await broker.declare(queue)
+        assert list(await broker.publish([message("work")])) == [None]
+        for one in (boss, broker):
+            await one.close()
 
 
 @pytest.mark.blocks

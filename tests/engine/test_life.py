@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from penstock import App, BrokerRefused, Client, Message, Unavailable, context
+from penstock import App, BrokerRefused, BrokerUnavailable, Client, Message, Unavailable, context, life
+from penstock.brokers.base import Queue
+from penstock.brokers.memory import MemoryBroker
 from penstock.delivery.watchdog import Watchdog
 from tests.helpers import dead_letters, eventually, queue_info
 
@@ -237,3 +239,50 @@ async def test_the_watchdog_is_silent_about_a_loop_that_turns(caplog: pytest.Log
         while asyncio.get_running_loop().time() < until:
             await asyncio.sleep(0.01)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("which", range(1, 7))
+async def test_a_broker_that_goes_away_while_queues_are_declared_does_not_end_the_start(
+    which: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "FIRST_RETRY", 0.01)
+    app, done, declared = App("memory://"), asyncio.Event(), 0
+    real = MemoryBroker.declare
+
+    async def declare(self: MemoryBroker, queue: Queue) -> None:
+        nonlocal declared
+        declared += 1
+        if declared == which:
+            raise BrokerUnavailable("unexpected end of the line")
+        await real(self, queue)
+
+    monkeypatch.setattr(MemoryBroker, "declare", declare)
+
+    @app.route("q")
+    async def handle(message: Message) -> None:
+        done.set()
+
+    async with app:
+        await app.publish("q", 1)
+        await done.wait()
+    assert declared > which, "it was declared again"
+
+
+async def test_what_a_topic_may_reach_is_declared_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two routes on a topic: what is published while they are declared misses one of them as rarely as can be."""
+    app, declared = App("memory://"), list[str]()
+    real = MemoryBroker.declare
+
+    async def declare(self: MemoryBroker, queue: Queue) -> None:
+        declared.append(queue.name)
+        await real(self, queue)
+
+    monkeypatch.setattr(MemoryBroker, "declare", declare)
+    for queue in ("one", "two"):
+
+        @app.route(queue, topics=["news"])
+        async def handle(message: Message) -> None: ...
+
+    await app.publish("news", 1)
+    assert declared[-2:] == ["one", "two"]
+    assert len(declared) == 6

@@ -138,6 +138,29 @@ async def test_one_that_kills_its_process_is_suspended_and_can_be_resumed(
     assert scene.ledger.times("paid") == {id: 1}
 
 
+@pytest.mark.parametrize("scene", ["lite"], indirect=True)
+async def test_one_that_a_killed_process_has_left_ends_with_the_run_of_another(
+    scene: Scene, tmp_path: Path, told: dict[str, str]
+) -> None:
+    """The other one raises before it comes to the transaction, and is not tried again."""
+    (tmp_path / "deadly").touch()
+    app = App(scene.url, store=told["FAULTS_STORE"])
+    async with app.client:
+        with Processes(["-m", "tests.faults.fickle_worker"], 1, told, tmp_path / "workers.log") as processes:
+            await asyncio.to_thread(wait_until, lambda: scene.ledger.count("up") >= 1, "the worker is up", 30)
+            id = str(await app.send("fickle"))
+
+            async def has_failed() -> bool:
+                await asyncio.to_thread(processes.replace_dead)
+                return (await app.client._record(id)).state == "failed"
+
+            await eventually(has_failed, "its second attempt fails", 60)
+            (kept,) = [one async for one in journal.Journal((await app.client._get_ledger()).store).latest()]
+    assert (kept.stored.status, kept.stored.error) == ("Suspending", "KeyError: 'settings'")
+    assert [step.name for step in kept.stored.steps] == ["pay"]
+    assert scene.ledger.times("paid") == {id: 1}
+
+
 def _undone(ledger: Any) -> dict[str, list[tuple[str, str]]]:
     """What was undone of each, in the order of time."""
     undone: dict[str, list[tuple[str, str]]] = defaultdict(list)

@@ -24,7 +24,7 @@ from penstock.node.node import Node
 from penstock.node.page import compiled
 from penstock.stores import registry as stores
 from penstock.stores.base import Entry, Put
-from penstock.stores.ledger import Ledger
+from penstock.stores.topics import Topics
 from tests.helpers import eventually, queue_info
 from tests.node.test_node import ended, hosting, job, result_of, standing, worker, write
 
@@ -184,7 +184,7 @@ async def test_a_topic_that_a_job_lost_while_no_node_ran_reaches_it_no_more(tmp_
     async with hosting(tmp_path) as node:
         assert await result_of(node, "new") == "new"
         assert await result_of(node, "kept") == "kept"
-        assert not await node.ledger.queues("old")
+        assert not await node.ledger.topics.queues("old")
 
 
 @pytest.mark.parametrize("now", [None, job("return 2", topics="[new]")])
@@ -207,8 +207,8 @@ async def test_what_a_node_that_died_at_once_had_still_to_unbind_the_next_one_un
             return (await queue_info(node.app, "job")).bindings == left
 
         await eventually(unbound, "nothing else is bound")
-        assert not await node.ledger.queues("topic")
-        assert bool(await node.ledger.queues("new")) == (now is not None)
+        assert not await node.ledger.topics.queues("topic")
+        assert bool(await node.ledger.topics.queues("new")) == (now is not None)
         assert [entry.key for entry in await node.store.scan("bound/")] == ["bound/job"] * (now is not None)
 
 
@@ -258,11 +258,11 @@ async def test_a_job_that_another_node_defines_while_this_one_looks_is_not_unbou
                 await Bound(node.store).add("late", ["late topic"])
             return found
 
-        async def unregister(self: Ledger, name: str, topics: Sequence[str]) -> None:
+        async def unregister(self: Topics, name: str, topics: Sequence[str]) -> None:
             unbound.append(name)
 
         monkeypatch.setattr(Book, "read", slowly)
-        monkeypatch.setattr(Ledger, "unregister", unregister)
+        monkeypatch.setattr(Topics, "unregister", unregister)
         await node.book.put("jobs", "other", job("return 3", "other", "[other]"), "operator")
         await eventually(lambda: node._roster is not None and "late" in node._roster.jobs, "it is there")
         assert await result_of(node, "other") == 3

@@ -155,7 +155,7 @@ async def test_switched_off_nothing_is_told(tmp_path: Path) -> None:
 async def test_an_event_that_nobody_is_there_for_expires(tmp_path: Path) -> None:
     async with hosting(tmp_path) as hosted:
         (tmp_path / "jobs.yml").write_text(JOBS.replace("Transaction.Complete, ", ""))
-        topics = hosted.node.ledger.queues
+        topics = hosted.node.ledger.topics.queues
         await eventually(lambda: _nobody(topics), "the job has left the topic")
         id = await hosted.node.send("order.placed", {})
         await hosted.until(id, "Processing")

@@ -1,5 +1,5 @@
-"""The promises of `docs/tasks.md` and `docs/schedules.md` under seeded faults; the simulation is
-`penstock.testing.simulation.tasks`."""
+"""The promises of `docs/tasks.md`, `docs/schedules.md` and `docs/transactions.md` under seeded faults; the simulation
+is `penstock.testing.simulation.tasks`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from penstock.stores import following
 from penstock.stores.base import Put
 from penstock.stores.ledger import Ledger
 from penstock.stores.records import RunState
+from penstock.tasks import journal as journals
 from penstock.tasks import limits, schedule, work
+from penstock.tasks import transaction as transactions
+from penstock.tasks.journal import Kept
+from penstock.tasks.passage import Passage
 from penstock.testing.simulation import Violation
 from penstock.testing.simulation.tasks import simulate_tasks
 
@@ -55,6 +59,13 @@ def test_seeds_differ_and_every_kind_of_end_occurs() -> None:
     assert any(world.refusals for world in worlds), "no task is refused for its unique key"
     assert any(len(attempts) > 3 for world in worlds for attempts in world.audit.attempts.values())
     assert any(max(world.functions.calls.values()) > 1 for world in worlds), "no run is tried again"
+    assert {stored.status for world in worlds for stored in world.passages.latest.values()} >= {
+        "Complete",
+        "RecoveryComplete",
+        "Suspending",
+        "Cancelled",
+    }
+    assert any(world.audit.revived for world in worlds), "nothing is resumed"
 
 
 def _records_nothing(real: Any) -> Any:
@@ -93,7 +104,7 @@ def _hears_whoever_comes(real: Any) -> Any:
 
 def _takes_any_unique_key(real: Any) -> Any:
     async def reserve(self: Any, key: str, taskid: str, *given: Any) -> None:
-        await self._apply(Put(key, taskid.encode()))
+        await self._records.apply(Put(key, taskid.encode()))
 
     return reserve
 
@@ -182,6 +193,64 @@ def _makes_up_ids(real: Any) -> Any:
     return lambda name, instant: f"{next(count)}.{real(name, instant)}"
 
 
+def _believes_that_the_dead_began_nothing(real: Any) -> Any:
+    return lambda held: held.state.lasts
+
+
+def _keeps_nothing_for_long(real: Any) -> Any:
+    return lambda asked: asked
+
+
+def _does_again_what_is_recorded(real: Any) -> Any:
+    async def step(self: Any, name: str, function: Any, /, *args: Any, **named: Any) -> Any:
+        if self._stands.stored.done(name) is not None:
+            await function(*args)
+        return await real(self, name, function, *args, **named)
+
+    return step
+
+
+def _lets_the_dead_write(real: Any) -> Any:
+    return lambda self, stored: None
+
+
+def _suspends_nothing(real: Any) -> Any:
+    return lambda self, stored, error: False
+
+
+def _has_one_record_a_task(real: Any) -> Any:
+    return lambda taskid, queue, runs: taskid
+
+
+def _takes_undoing_for_granted(real: Any) -> Any:
+    async def undo_step(self: Any, done: Any, undo: Any) -> None:
+        await self._change(lambda stored: self._passage.record_undone(stored, done.name))
+
+    return undo_step
+
+
+def _undoes_the_first_first(real: Any) -> Any:
+    async def undo(self: Any) -> None:
+        for done in self._stands.stored.steps:
+            if not done.undone and done.name in self._undos:
+                await self._undo_step(done, self._undos[done.name])
+        await self._change(lambda stored: self._passage.end(stored, "Cancelled", None))
+
+    return undo
+
+
+def _takes_what_it_wrote_for_written(real: Any) -> Any:
+    async def written(journal: Any, id: str, alter: Any, known: Any, first: Any) -> Any:
+        try:
+            return await journal.change(id, alter, known, first)
+        except BrokerUnavailable:
+            stored = journals._copy(first if known is None else known.stored)
+            alter(stored)
+            return Kept(id, stored, 1 if known is None else known.version + 1)
+
+    return written
+
+
 @pytest.mark.parametrize(
     ("place", "name", "fault"),
     [
@@ -201,6 +270,15 @@ def _makes_up_ids(real: Any) -> Any:
         (schedule._Runner, "_due", _enqueues_the_latest_only),
         (schedule._Runner, "_read", _forgets_what_others_claimed),
         (schedule, "instant_id", _makes_up_ids),
+        (work, "_may_have_begun_one", _believes_that_the_dead_began_nothing),
+        (work, "_for_long", _keeps_nothing_for_long),
+        (transactions.Transaction, "step", _does_again_what_is_recorded),
+        (Passage, "_check_ours", _lets_the_dead_write),
+        (Passage, "give_up", _suspends_nothing),
+        (transactions, "transaction_id", _has_one_record_a_task),
+        (transactions, "_written", _takes_what_it_wrote_for_written),
+        (transactions.Transaction, "_undo", _undoes_the_first_first),
+        (transactions.Transaction, "_undo_step", _takes_undoing_for_granted),
     ],
 )
 def test_a_planted_fault_is_found(

@@ -117,16 +117,16 @@ async def test_what_is_cancelled_and_had_no_runs_is_remembered_for_its_time(ledg
 
 
 async def test_a_task_that_runs_after_the_store_was_emptied_is_heard_of(ledger: Ledger) -> None:
-    await ledger.register("work", ["news"])
+    await ledger.topics.register("work", ["news"])
     await ledger.store.apply([Delete("topic/work"), Delete("topic/news")])
     elsewhere = Ledger(ledger.store)
-    assert await elsewhere.queues("news") == []
+    assert await elsewhere.topics.queues("news") == []
     await elsewhere.send("id", msgspec.structs.replace(sent(topic="news"), queues=[]))
     waiting = asyncio.create_task(elsewhere.wait("id"))
-    ledger._topics.clear()  # what it remembers for a second
+    ledger.topics._known.clear()  # what it remembers for a second
     await ledger.finish(await ledger.begin("id", "work", PLAIN), "succeeded", PLAIN)
     assert (await waiting).state == "succeeded"
-    assert await Ledger(ledger.store).queues("news") == ["work"]
+    assert await Ledger(ledger.store).topics.queues("news") == ["work"]
 
 
 async def test_a_dead_letter_is_revived_once(ledger: Ledger) -> None:

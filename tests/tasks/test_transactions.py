@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +23,20 @@ from penstock import (
     TaskCancelled,
     TransactionAborted,
     TransactionCancelled,
+    TransactionConflict,
     TransactionError,
     TransactionSuspended,
     Unavailable,
     Unencodable,
     transaction,
 )
+from penstock.control import tasks
 from penstock.stores.base import Put
-from penstock.stores.ledger import RESULT_TTL, Ledger
-from penstock.stores.records import moment
+from penstock.stores.ledger import RESULT_TTL, Held, Ledger
+from penstock.stores.records import RunState, moment
 from penstock.tasks import journal as journals
-from penstock.tasks.journal import Journal
+from penstock.tasks import transaction as transactions
+from penstock.tasks.journal import Journal, transaction_id
 from penstock.terms import Terms
 from tests.helpers import dead_letters, eventually
 from tests.tasks.shop import SOON, Shop, ended, order, stands
@@ -283,26 +287,94 @@ async def test_what_would_make_it_ambiguous_is_refused(app: App, how: str, said:
             await (await app.send("work")).result(20)
 
 
-async def test_two_tasks_on_a_topic_do_not_share_one(app: App) -> None:
-    begun = asyncio.Event()
+async def test_each_run_of_a_task_has_a_transaction_of_its_own(app: App, shop: Shop) -> None:
+    """Two jobs on a topic, with the same transaction's name: neither hears of the other one's."""
+    ids: dict[str, str] = {}
+    shop.failing.add("b/1")
 
-    @app.task("a", topics=["both"])
-    async def a(request: Any) -> None:
-        async with transaction() as t:
-            await t.step("x", lambda: 1)
-        begun.set()
+    def job(name: str) -> None:
+        @app.task(name, topics=["both"], result_ttl=1000)
+        async def run(request: Any) -> None:
+            async with transaction("order") as t:
+                ids[name] = t.id
+                await t.step("pay", shop.do, name)
 
-    @app.task("b", topics=["both"])
-    async def b(request: Any) -> None:
-        await begun.wait()
-        async with transaction() as t:
-            await t.step("y", lambda: 1)
+    for name in ("a", "b/1"):
+        job(name)
+    async with app:
+        handle = await app.send("both")
+        first, second = (await ended(app, handle)).runs
+        assert (first.state, second.state) == ("succeeded", "failed")
+        assert ids == {"a": f"{handle}.a", "b/1": f"{handle}.b~2F1"}
+        stood = {one.id: (one.name, one.task, one.status) for one in await app.transactions.list()}
+        assert stood == {ids["a"]: ("order", "a", "Complete"), ids["b/1"]: ("order", "b/1", "Suspending")}
+        with pytest.raises(TransactionConflict, match=r"has several transactions: .*\.a, .*\.b~2F1"):
+            await app.transactions.get(handle)
+        await eventually(lambda: dead_letters(app, "b/1"))
+        left = (await times_left(app, handle))[f"transaction/{ids['a']}"]
+        assert left is not None
+        assert left < 1100  # and not for as long as the other one goes on
+        shop.failing.clear()
+        await app.transactions.resume(ids["b/1"])
+        await stands(app, ids["b/1"], "RecoveryComplete")
+    assert shop.did.count("a") == 1
+
+
+def test_ids_differ_may_stand_in_a_url_and_are_not_of_any_length() -> None:
+    names = ["a", "a/1", "a~2F1", "a%2F1", "ä", "x" * 32, "x" * 33, "x" * 34, "~"]
+    ids = [transaction_id("id", name, 2) for name in names]
+    assert len(set(ids)) == len(names)
+    assert all(re.fullmatch(r"id\.[A-Za-z0-9_.~-]{1,32}", id) for id in ids)
+    assert {transaction_id("id", name, 1) for name in names} == {"id"}
+
+
+async def test_the_only_one_of_a_task_with_several_runs_is_found_by_the_task(app: App, shop: Shop) -> None:
+    order(app, shop, topics=["both"])
+    shop.failing.add("ship")
+
+    @app.task("other", topics=["both"], retries=0)
+    async def other(request: Any) -> None:
+        raise ValueError("as well")
 
     async with app:
-        record = await ended(app, await app.send("both"))
-    first, second = record.runs
-    assert first.state == "succeeded"
-    assert "'a', of 'a'" in second.error.message
+        handle = await app.send("both", result_ttl=1000)
+        await ended(app, handle)
+        assert (await app.transactions.get(handle)).id == f"{handle}.order"
+        assert await is_kept(app, handle)
+        cancelled = await app.transactions.cancel(handle, force=True)
+        assert cancelled.status == "ForceCancelled"
+        left = await times_left(app, handle)
+        for key in (f"task/{handle}", f"run/{handle}/order", f"transaction/{handle}.order"):
+            assert left[key] is not None, key
+            assert left[key] < 1100, key  # type: ignore[operator]
+
+
+async def test_a_run_that_is_refused_anothers_keeps_nothing_for_it(app: App, shop: Shop) -> None:
+    """That of a job of which the sender did not know: as far as it says, its task has one run."""
+    shop.hold("pack")
+    order(app, shop, result_ttl=1000)
+
+    @app.task("stranger", result_ttl=1000)
+    async def stranger(request: Any) -> None:
+        async with transaction():
+            pass
+
+    async with app:
+        handle = await app.send("order")
+        await shop.reached.wait()
+        await app.transactions.suspend(handle)
+        broker, ledger = await app.client._get_broker(), await app.client._get_ledger()
+        message = tasks._again(handle, await ledger._sent(handle), "stranger")
+        assert await broker.publish([message]) == [None]
+        await eventually(lambda: dead_letters(app, "stranger"))  # and it is not suspended with the other one
+        run = await ledger.look_at(Held(str(handle), "stranger", 0, RunState("queued")))
+        assert run.error is not None
+        assert "'order', of 'order'" in run.error.message
+        seconds = (await times_left(app, handle))[f"run/{handle}/stranger"]
+        assert seconds is not None
+        assert seconds < 2 * RESULT_TTL
+        shop.let_go()
+        await stands(app, handle, "Suspending")
 
 
 @pytest.mark.parametrize("result", [object(), "x" * 2000])
@@ -670,6 +742,63 @@ async def test_steps_that_end_together_are_bounded_too(tmp_path: Path) -> None:
         assert len((await app.transactions.get(handle)).steps) == 1
 
 
+async def test_it_has_so_many_steps_and_no_more(app: App, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that an earlier run has done count, also before this one comes to them; and done again they are no more."""
+    monkeypatch.setattr(transactions, "MOST_STEPS", 3)
+    wanted = [["a", "b"], ["c", "a"], ["b", "c", "a", "d"], ["a", "b", "c"]]
+    refused: list[str] = []
+
+    @app.task(retries=len(wanted), backoff=SOON)
+    async def work(request: Any) -> None:
+        async with transaction("order") as t:
+            for name in wanted.pop(0):
+                try:
+                    await t.step(name, shop.do, name)
+                except TransactionError as error:
+                    refused.append(str(error))
+                    raise
+            if wanted:
+                raise ValueError("once more")
+
+    async with app:
+        handle = await app.send("work")
+        await handle.result(20)
+        record = await app.transactions.get(handle)
+    assert refused == [f"step 'd': transaction {handle} has 3 steps, the most it may have"]
+    assert (record.status, shop.did) == ("RecoveryComplete", ["a", "b", "c"])
+
+
+async def test_steps_that_are_under_way_together_count(app: App, shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transactions, "MOST_STEPS", 3)
+
+    @app.task
+    async def work(request: Any) -> list[bool]:
+        async with transaction() as t:
+            steps = [t.step(name, shop.do, name) for name in "abcd"]
+            done = await asyncio.gather(*steps, return_exceptions=True)
+        return [isinstance(one, TransactionError) for one in done]
+
+    async with app:
+        assert sum(await (await app.send("work")).result(20)) == 1
+    assert len(shop.did) == 3
+
+
+@pytest.mark.parametrize(("length", "fits"), [(200, True), (201, False)])
+async def test_names_are_not_of_any_length(app: App, length: int, fits: bool) -> None:
+    @app.task
+    async def work(request: Any) -> None:
+        async with transaction("order") as t:
+            await t.step("n" * length, lambda: 1)
+
+    assert (transaction("n" * 200)._name or "")[:2] == "nn"
+    with pytest.raises(ValueError, match="a transaction's name has 1 to 200 characters, not 201"):
+        transaction("n" * 201)
+    async with app:
+        handle = await app.send("work")
+        with contextlib.nullcontext() if fits else pytest.raises(RemoteError, match="a step's name has 1 to 200"):
+            await handle.result(20)
+
+
 async def test_an_outage_waits_for_the_other_steps_that_are_under_way(app: App, shop: Shop) -> None:
     """Or the next attempt would do them a second time, at the same time."""
     tries: list[int] = []
@@ -852,6 +981,78 @@ async def test_one_whose_task_is_cancelled_after_its_process_has_died_is_suspend
     await second.client.close()
 
 
+@pytest.mark.parametrize("second", ["raises", "returns", "is cancelled"])
+async def test_one_that_a_killed_attempt_has_left_comes_to_its_end_with_the_run(
+    tmp_path: Path, shop: Shop, second: str
+) -> None:
+    """The next attempt, the last one, does not come to the block."""
+    url = f"sqlite:///{tmp_path / 'two.db'}"
+    first = App(url, lease=1.0, grace=0.1)
+    order(first, shop, result_ttl=1000)
+    shop.hold("pack")
+    async with first:
+        handle = await first.send("order")
+        await shop.reached.wait()
+    assert (await first.transactions.get(handle)).status == "Processing"
+    before, there = App(url, lease=1.0), asyncio.Event()
+
+    @before.task("order", result_ttl=1000)
+    async def broken(request: Any) -> str:
+        if second == "is cancelled":
+            there.set()
+            await asyncio.Event().wait()
+        if second == "raises":
+            raise KeyError("settings")
+        return "nothing to do"
+
+    async with before:
+        if second == "is cancelled":
+            await there.wait()
+            assert await before.client._cancel(handle)
+        (run,) = (await ended(before, handle)).runs
+        (kept,) = [one async for one in Journal((await before.client._get_ledger()).store).latest()]
+        lasts = await is_kept(before, handle)
+    state, error = {
+        "raises": ("failed", "KeyError: 'settings'"),
+        "returns": ("succeeded", "its run ended outside of it"),
+        "is cancelled": ("cancelled", "its task was cancelled"),
+    }[second]
+    assert (run.state, kept.stored.status, kept.stored.error) == (state, "Suspending", error)
+    assert [one.name for one in kept.stored.steps] == ["pay"]
+    assert lasts == (state != "succeeded")
+    if lasts:
+        last = App(url, lease=1.0)
+        order(last, shop, result_ttl=1000)
+        shop.let_go()
+        async with last:
+            await last.transactions.resume(handle)
+            await stands(last, handle, "RecoveryComplete")
+        assert shop.did == ["pay", "pack", "pack", "ship"]
+        await last.client.close()
+    await first.client.close()
+    await before.client.close()
+
+
+async def test_one_that_nobody_could_end_is_found_suspended(app: App) -> None:
+    """Its run was ended elsewhere while its process had it still, and died."""
+
+    @app.task
+    async def work(request: Any) -> None: ...
+
+    async with app:
+        store = (await app.client._get_ledger()).store
+        handle = await app.send("work")
+        await ended(app, handle)
+        stored = journals._encode(journals.Stored("work", "work", 1.0, 60.0, 1, turns=1))
+        await store.apply([Put(journals.key(handle), stored)])
+        assert await app.transactions.list("Processing") == []
+        assert [one.id for one in await app.transactions.list("Suspending")] == [handle]
+        await store.apply([Put(journals.key(handle), stored)])
+        assert (await app.transactions.get(handle)).status == "Suspending"
+        with pytest.raises(TransactionConflict, match="it is Suspending"):
+            await app.transactions.suspend(handle)
+
+
 async def test_one_whose_run_is_stopped_as_it_begins_is_suspended(
     app: App, shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -918,6 +1119,24 @@ async def test_a_finished_one_whose_events_nobody_issues_any_more_is_forgotten_s
         left = (await times_left(app, handle))[f"transaction/{handle}"]
         assert left is not None
         assert RESULT_TTL < left < 100 * RESULT_TTL
+
+
+async def test_a_task_is_kept_whose_run_another_one_has_ended_meanwhile(app: App, shop: Shop) -> None:
+    """Who has given its message up elsewhere knew nothing of the transaction yet."""
+    order(app, shop, result_ttl=1000)
+    shop.hold("pack")
+    async with app:
+        handle = await app.send("order")
+        await shop.reached.wait()
+        ledger = await app.client._get_ledger()
+        asked = (await ledger._sent(handle)).terms
+        elsewhere = await ledger.at_hand(str(handle), "order", asked, 1)
+        assert (await ledger.finish(elsewhere, "failed", asked)).state == "failed"
+        await stands(app, handle, "Suspending")
+        await eventually(lambda: is_kept(app, handle))
+        shop.let_go()
+        await app.transactions.resume(handle)
+        await stands(app, handle, "RecoveryComplete")
 
 
 async def test_a_run_that_another_one_has_taken_over_suspends_nothing(app: App, shop: Shop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -60,22 +61,17 @@ def _check_folder(call: Call, target: str) -> None:
     else:
         for each in defined:
             print(clean(f"{each['kind']:<8} {each['name']}: {each['place']}"))
-        for text in notes:
-            print(clean(f"note     {text}"))
-        for text in problems:
-            print(clean(f"problem  {text}"))
-        print("all is well" if not problems else f"{len(problems)} to look into")
+        _conclude(notes, [f"problem  {text}" for text in problems])
     if problems:
         raise typer.Exit(1)
 
 
 def _print(report: checking.Report) -> None:
     for route in report.routes:
-        topics = f", bound to {', '.join(route.topics)}" if route.topics else ""
-        print(clean(f"route    {route.handler}: {', '.join(route.queues)}{topics} on {route.broker}"))
+        queues = f"{', '.join(route.queues)}{_bound(route.topics)}"
+        print(clean(f"route    {route.handler}: {queues} on {route.broker}"))
     for task in report.tasks:
-        topics = f", bound to {', '.join(task.topics)}" if task.topics else ""
-        print(clean(f"task     {task.name}: {task.handler}{topics} on {task.broker}"))
+        print(clean(f"task     {task.name}: {task.handler}{_bound(task.topics)} on {task.broker}"))
     for schedule in report.schedules:
         print(clean(f"schedule {schedule.task}: {schedule.definition}, next {schedule.next or 'never'}"))
     for worker in report.workers:
@@ -84,13 +80,20 @@ def _print(report: checking.Report) -> None:
         )
     if report.tasks or report.workers:
         print(clean(f"store    {report.store or 'none: results are not kept'}"))
-    for text in report.notes:
+    stale = [
+        f"stale    queue {one.queue!r} is still bound to {one.topic!r}, which is not declared any more"
+        for one in report.stale
+    ]
+    _conclude(report.notes, [*stale, *(f"problem  {text}" for text in report.problems)])
+
+
+def _bound(topics: Sequence[str]) -> str:
+    return f", bound to {', '.join(topics)}" if topics else ""
+
+
+def _conclude(notes: Sequence[str], wrong: Sequence[str]) -> None:
+    for text in notes:
         print(clean(f"note     {text}"))
-    for stale in report.stale:
-        print(
-            clean(f"stale    queue {stale.queue!r} is still bound to {stale.topic!r}, which is not declared any more")
-        )
-    for text in report.problems:
-        print(clean(f"problem  {text}"))
-    found = len(report.stale) + len(report.problems)
-    print("all is well" if not found else f"{found} to look into")
+    for line in wrong:
+        print(clean(line))
+    print(f"{len(wrong)} to look into" if wrong else "all is well")

@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -18,6 +18,7 @@ from penstock.client.publishing import resolve_store
 from penstock.errors import near
 
 T = TypeVar("T")
+Word = TypeVar("Word", bound=str)
 
 
 class UsageError(Exception):
@@ -54,8 +55,8 @@ class Call:
         self.store: str | None = options["store"]
         self.host: str | None = options["host"]
         self.port: int | None = options["port"]
-        _known("--log-level", options["log_level"], logs.LEVELS)
-        _known("--log-format", options["log_format"], logs.FORMATS)
+        log_level = one_of("--log-level", options["log_level"], logs.LEVELS)
+        given_format = one_of("--log-format", options["log_format"], logs.FORMATS)
         if self.broker is not None and (self.host is not None or self.port is not None):
             raise UsageError("give --broker or --host and --port, not both")
         self._node: str | None = options.get("node")
@@ -68,8 +69,8 @@ class Call:
         store is, to be asked directly."""
         self.node_from_file = self._node is None and not config.secret("PENSTOCK_URL", os.environ)
         """It is `penstock.toml` that names it."""
-        self.log_level: str | None = "debug" if self.verbose else options["log_level"]
-        self.given_format: str | None = options["log_format"]
+        self.log_level: str | None = "debug" if self.verbose else log_level
+        self.given_format: str | None = given_format
         self.log_format: str = self.given_format or ("json" if self.json else self.settings.log_format)
         logs.configure(self.log_level or "warning", self.log_format)
 
@@ -159,15 +160,14 @@ def debugging() -> bool:
     return logging.getLogger().isEnabledFor(logging.DEBUG)
 
 
-def _known(flag: str, value: str | None, known: Any) -> None:
-    if value is not None and value.lower() not in known:
-        raise UsageError(f"{flag} {value}: it is one of {', '.join(known)}{near(value, known)}")
+def one_of(flag: str, value: str | None, known: Iterable[Word]) -> Word | None:
+    """A flag's value among those there are, however it is written; None: the flag was not given.
 
-
-def one_of(flag: str, value: str | None, known: tuple[T, ...]) -> T | None:
-    """A flag's value among those there are.
-
-    :raises UsageError: it is not.
+    :raises UsageError: it is none of them.
     """
-    _known(flag, value, known)
-    return next((one for one in known if one == value), None)
+    if value is None:
+        return None
+    for one in known:
+        if one.lower() == value.lower():
+            return one
+    raise UsageError(f"{flag} {value}: it is one of {', '.join(known)}{near(value, known)}")

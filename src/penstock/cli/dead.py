@@ -10,7 +10,7 @@ import typer
 
 from penstock.cli.command import Call, UsageError, one_of, with_node_options
 from penstock.cli.letters import letterbox
-from penstock.cli.output import clean, note, print_json, print_table
+from penstock.cli.output import clean, note, print_facts, print_json, print_table
 from penstock.control.dead_letters import Letters, Outcome, Selection
 from penstock.delivery.dead_letters import DeadLetter, Reason
 from penstock.errors import BrokerError, PenstockError
@@ -139,8 +139,8 @@ def _say_if_more(found: Letters) -> None:
 
 
 def _print_letter(letter: DeadLetter) -> None:
-    for name in ("id", "queue", "reason", "error", "attempts", "origin", "time"):
-        print(f"{name + ':':<10}{clean(str(getattr(letter, name) or '-'))}")
+    names = ("id", "queue", "reason", "error", "attempts", "origin", "time")
+    print_facts(((name, getattr(letter, name)) for name in names), 10)
     body = letter.body if isinstance(letter.body, str) else msgspec.json.encode(letter.body).decode()
     print(f"{'body:':<10}{clean(body, lines=True)}")
     if letter.traceback:

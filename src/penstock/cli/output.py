@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,12 @@ def clean(text: str, *, lines: bool = False) -> str:
     """
     kept = "\n\t" if lines else ""
     return "".join(one if one.isprintable() or one in kept else repr(one)[1:-1] for one in text)
+
+
+def print_facts(facts: Iterable[tuple[str, object]], width: int) -> None:
+    """What is known of one thing, each after its name, which takes `width` characters; `-` for what there is not."""
+    for name, value in facts:
+        print(f"{name + ':':<{width}}{clean(str(value or '-'))}")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
@@ -97,6 +103,11 @@ def seconds(value: float | None) -> str:
         return f"{minutes}m{rest:02d}s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours < 24 else f"{hours // 24}d{hours % 24:02d}h"
+
+
+def moment(time: str) -> str:
+    """An ISO 8601 time without what nobody reads in a list."""
+    return time[:19].replace("T", " ")
 
 
 def number(value: int | None) -> str:

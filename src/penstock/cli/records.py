@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.cli.output import clean
+from penstock.cli.output import clean, print_facts
 from penstock.stores.records import Run, TaskRecord
 from penstock.terms import Failure
 
@@ -22,15 +22,15 @@ def print_outcome(record: TaskRecord) -> None:
 
 def print_record(record: TaskRecord) -> None:
     """All that is known of a task."""
-    for name, value in (
+    facts = (
         ("taskid", record.taskid),
         ("topic", record.topic),
         ("state", record.state),
         ("created", record.createdAt),
         ("completed", record.completedAt),
         ("expires", record.expiresAt),
-    ):
-        print(f"{name + ':':<11}{clean(value or '-')}")
+    )
+    print_facts(facts, 11)
     print(f"{'content:':<11}{clean(text(record.content), lines=True)}")
     for run in record.runs:
         print()

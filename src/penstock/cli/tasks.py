@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from penstock.cli import remote
 from penstock.cli.command import Call, one_of, with_node_options
-from penstock.cli.output import clean, complain, note, print_json, print_table
+from penstock.cli.output import clean, complain, moment, note, print_json, print_table
 from penstock.cli.records import names, print_record, took
 from penstock.cli.remote import Refusal, Remote
 from penstock.control import tasks
@@ -72,7 +72,7 @@ def _show_latest(call: Call, state: State | None, topic: str | None, limit: int)
     if call.json:
         print_json(shown)
     else:
-        rows = [[one.taskid, one.topic, one.state, _time(one.createdAt), took(one), names(one)] for one in shown]
+        rows = [[one.taskid, one.topic, one.state, moment(one.createdAt), took(one), names(one)] for one in shown]
         print_table(["taskid", "topic", "state", "created", "took", "tasks"], rows, right=(4,))
     if len(found) > limit:
         note(f"these are the latest {limit}: --limit shows more")
@@ -223,8 +223,3 @@ def _store_of(call: Call) -> str:
 async def _ask(url: str, work: Callable[[Ledger], Awaitable[T]]) -> T:
     async with remembered(url) as ledger:
         return await work(ledger)
-
-
-def _time(moment: str) -> str:
-    """An ISO 8601 time without what nobody reads in a list."""
-    return moment[:19].replace("T", " ")

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from penstock.cli import remote
-from penstock.cli.command import Call, UsageError, with_node_options
-from penstock.cli.output import clean, note, print_json, print_table
+from penstock.cli.command import Call, one_of, with_node_options
+from penstock.cli.output import clean, moment, note, print_facts, print_json, print_table
 from penstock.cli.records import text
-from penstock.errors import near
 from penstock.tasks.journal import STATUSES, Status, TransactionRecord
 
 MOST = 1000
@@ -18,7 +17,7 @@ MOST = 1000
 
 app = typer.Typer(help="Transactions of a node's cluster: list, show, suspend, resume, cancel.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The id of its task.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="Its id, or that of its task.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -37,7 +36,7 @@ def _list(
     limit: Annotated[int, typer.Option("--limit", min=1, max=MOST, metavar="N", help="At most so many.")] = 50,
 ) -> None:
     """The latest transactions, one a line, the newest first."""
-    _show_latest(call, _status(status), name, limit)
+    _show_latest(call, one_of("--status", status, STATUSES), name, limit)
 
 
 def _show_latest(call: Call, status: Status | None, name: str | None, limit: int) -> None:
@@ -48,7 +47,7 @@ def _show_latest(call: Call, status: Status | None, name: str | None, limit: int
         print_json(shown)
     else:
         rows = [
-            [one.id, one.name, one.status, one.step or "-", str(len(one.steps)), _time(one.updatedAt), one.error or ""]
+            [one.id, one.name, one.status, one.step or "-", str(len(one.steps)), moment(one.updatedAt), one.error or ""]
             for one in shown
         ]
         print_table(["id", "name", "status", "step", "done", "updated", "error"], rows, right=(4,))
@@ -64,18 +63,18 @@ def show(call: Call, id: Id) -> None:
     if call.json:
         print_json(found)
         return
-    for label, value in (
+    facts = (
         ("id", found.id),
         ("name", found.name),
         ("task", found.task),
         ("status", found.status),
-        ("wanted", found.wish or "-"),
+        ("wanted", found.wish),
         ("created", found.createdAt),
         ("updated", found.updatedAt),
-        ("step", found.step or "-"),
-        ("error", found.error or "-"),
-    ):
-        print(f"{label + ':':<10}{clean(value)}")
+        ("step", found.step),
+        ("error", found.error),
+    )
+    print_facts(facts, 10)
     for step in found.steps:
         undone = ", undone" if step.undone else ""
         print(clean(f"done:     {step.name} at {step.at}{undone}: {text(step.result)}", lines=True))
@@ -118,23 +117,5 @@ def _do(call: Call, id: str, verb: str, body: Any) -> None:
         print(clean(f"{found.id} is told to {verb}: it is {found.status}"))
 
 
-def _status(value: str | None) -> Status | None:
-    """A status, however it is written.
-
-    :raises UsageError: there is none of that name.
-    """
-    if value is None:
-        return None
-    for one in STATUSES:
-        if one.lower() == value.lower():
-            return one
-    raise UsageError(f"--status {value}: it is one of {', '.join(STATUSES)}{near(value, STATUSES)}")
-
-
 def _path(id: str) -> str:
     return f"/transactions/{remote.part(id)}"
-
-
-def _time(moment: str) -> str:
-    """An ISO 8601 time without what nobody reads in a list."""
-    return moment[:19].replace("T", " ")

@@ -9,7 +9,7 @@ import typer
 
 from penstock.cli import remote
 from penstock.cli.command import Call, with_node_options
-from penstock.cli.output import clean, print_json, print_table, seconds
+from penstock.cli.output import clean, print_facts, print_json, print_table, seconds
 from penstock.control.cluster import WorkerOnNode, WorkerView
 
 app = typer.Typer(help="Workers of a node's cluster: list, show, restart, pause, resume.")
@@ -55,15 +55,15 @@ def show(call: Call, name: Name) -> None:
     if call.json:
         print_json(found)
         return
-    for label, value in (
+    facts = (
         ("name", found.name),
-        ("category", found.category or "-"),
+        ("category", found.category),
         ("mode", found.mode),
         ("interval", f"{found.watch_interval:g} s"),
         ("defined", f"{found.file}:{found.line}"),
         ("wanted", "paused" if found.paused else "running"),
-    ):
-        print(f"{label + ':':<12}{clean(value)}")
+    )
+    print_facts(facts, 12)
     for one in found.nodes:
         print(f"\n{'node:':<12}{clean(one.node_name)} ({clean(one.node)})")
         print(f"{'state:':<12}{clean(one.state)} for {seconds(max(time.time() - one.since, 0.0))}")

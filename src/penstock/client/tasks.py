@@ -157,7 +157,7 @@ class Asking(Publishing):
         if self._known_ledger is None:  # once connected, what this app itself consumes is known too
             await self._reach(_connected, timeout, broker)
         ledger = await self._ledger(timeout)
-        queues = await ledger.queues(topic)
+        queues = await ledger.topics.queues(topic)
         key = None if unique is None else terms.unique_key(topic, unique)
         asked = terms.replace(asked, recorded=True, runs=max(len(queues), 1), unique=key)
         asked = terms.replace(asked, expiring=message.expires_at is not None)

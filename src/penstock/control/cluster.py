@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.errors import ConfigError, UnknownWorker
-from penstock.stores.base import ABSENT, Delete, Entry, Put, Store, Touch
+from penstock.stores.base import ABSENT, Delete, Put, Store, Touch
 from penstock.stores.keys import check_keys
+from penstock.stores.scanning import all_under
 from penstock.workers.definition import Mode
 from penstock.workers.resident import State, WorkerStatus
 
@@ -27,7 +28,6 @@ PRESENT = 15.0
 TAIL = (5, 50)
 """Log lines of each worker that its node shows to the others: at least, and at most."""
 ALL_LINES = 500  # of all of a node's workers together, unless they are many
-PAGE = 200
 TRIES = 20
 
 
@@ -225,7 +225,7 @@ class Cluster:
     async def wanted(self) -> dict[str, Wanted]:
         """By worker."""
         found = {}
-        for entry in await self._scan("wanted/"):
+        for entry in await all_under(self._store, "wanted/"):
             with contextlib.suppress(msgspec.DecodeError):  # of another version
                 found[entry.key.partition("/")[2]] = _wanted(entry.value)
         return found
@@ -264,21 +264,13 @@ class Cluster:
     async def _present(self) -> dict[str, tuple[Presence, float]]:
         """The nodes by their ids, each with when it was last heard of."""
         found = {}
-        for entry in await self._scan("node/"):
+        for entry in await all_under(self._store, "node/"):
             try:
                 seen_at = (entry.expires_at or 0.0) - PRESENT
                 found[entry.key.partition("/")[2]] = _presence(entry.value), seen_at
             except msgspec.DecodeError:  # of another version
                 continue
         return found
-
-    async def _scan(self, prefix: str) -> list[Entry]:
-        found: list[Entry] = []
-        while True:
-            part = await self._store.scan(prefix, after=found[-1].key if found else None, limit=PAGE)
-            found += part
-            if len(part) < PAGE:
-                return found
 
 
 def lines_of_each(workers: int) -> int:

@@ -14,12 +14,12 @@ import msgspec
 from penstock.errors import ConfigError, one_line
 from penstock.stores.base import Entry, Store
 from penstock.stores.records import moment
+from penstock.stores.scanning import all_under
 from penstock.tasks.instants import Cron, Every, Schedule
 from penstock.tasks.schedule import State, key
 
 log = logging.getLogger("penstock.schedule")
 
-PAGE = 200
 OVERDUE = 120.0  # seconds
 _EVERY = re.compile(r"every (\S+) s")
 _CRON = re.compile(r"cron '([^']*)' in (\S+)")
@@ -49,14 +49,10 @@ async def schedules(store: Store, now: float | None = None) -> list[ScheduleView
 
     :raises BrokerUnavailable: the store is away.
     """
-    prefix, found, after = key(""), [], None
+    prefix = key("")
     now = time.time() if now is None else now
-    while True:
-        entries = await store.scan(prefix, after=after, limit=PAGE)
-        found += await asyncio.to_thread(_views, entries, len(prefix), now)  # it reads files of time zones
-        if len(entries) < PAGE:
-            return found
-        after = entries[-1].key
+    entries = await all_under(store, prefix)
+    return await asyncio.to_thread(_views, entries, len(prefix), now)  # it reads files of time zones
 
 
 def _views(entries: Sequence[Entry], start: int, now: float) -> list[ScheduleView]:

@@ -138,7 +138,7 @@ async def retry(ledger: Ledger, broker: Broker, taskid: str) -> list[str]:
 
 async def _reached(ledger: Ledger, broker: Broker, queue: str) -> set[str]:
     """The queues that get what is published to the name of one, as far as anybody knows."""
-    found = {queue, *await ledger.queues(queue)}
+    found = {queue, *await ledger.topics.queues(queue)}
     if broker.admin is not None:
         found |= {info.name for info in await broker.admin.inspect() if queue in (info.bindings or ())}
     return found

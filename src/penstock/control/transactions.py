@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -10,7 +11,7 @@ import msgspec
 
 from penstock.client import Client
 from penstock.control import tasks
-from penstock.errors import TransactionConflict, UnknownTask
+from penstock.errors import TransactionConflict, UnknownTask, UnknownTransaction
 from penstock.stores.base import Touch
 from penstock.stores.ledger import SPARE, Ledger
 from penstock.stores.records import RunState
@@ -22,6 +23,7 @@ WITHIN = 5.0
 LEAVING = 5.0
 """Seconds that the run of a suspended transaction may take to end."""
 LOOK = 0.1  # seconds between looks whether it has
+UNSAID = "its run has ended, and nobody could say how"
 UNHEARD = 10.0
 """Seconds after which an event expires that nobody is there for."""
 
@@ -37,12 +39,13 @@ class Transactions:
     # -- looking
 
     async def get(self, id: str) -> TransactionRecord:
-        """One transaction, by the id of its task.
+        """One transaction, by its id, or by that of its task, if that has no other one.
 
         :raises UnknownTransaction: nothing is known of it.
+        :raises TransactionConflict: the task has several.
         :raises StoreRequired, BrokerUnavailable, TimeoutError: there is no store, or it is away.
         """
-        return _readable(await (await self._journal()).get(id))
+        return _readable(await self._find(await self._ledger(), id))
 
     async def list(
         self, status: Status | None = None, name: str | None = None, limit: int = 100
@@ -51,15 +54,16 @@ class Transactions:
 
         :raises StoreRequired, BrokerUnavailable, TimeoutError: as `get`.
         """
-        journal = await self._journal()
-        found: list[TransactionRecord] = []
-        async with aclosing(journal.latest(PAGE)) as latest:
+        ledger = await self._ledger()
+        found: list[Kept] = []
+        async with aclosing(self.journal(ledger).latest(PAGE)) as latest:
             async for kept in latest:
                 if status in (None, kept.stored.status) and name in (None, kept.stored.name):
-                    found.append(_readable(kept))
+                    found.append(kept)
                     if len(found) >= limit:
                         break
-        return found
+        found = await asyncio.gather(*(self._up_to_date(ledger, kept) for kept in found))
+        return [_readable(kept) for kept in found if status in (None, kept.stored.status)]
 
     # -- what an operator wants
 
@@ -78,7 +82,9 @@ class Transactions:
             altered, stored.wish = stored.wish is None, "suspend"
             return altered
 
-        return _readable(await (await self._journal()).change(id, wish))
+        ledger = await self._ledger()
+        id = (await self._find(ledger, id)).id
+        return _readable(await self.journal(ledger).change(id, wish))
 
     async def resume(self, id: str, force: bool = False) -> TransactionRecord:
         """Have the run of a suspended transaction begin again, where it was; how it stands. `force`: declare it
@@ -91,8 +97,8 @@ class Transactions:
             return await self._force(id, frozenset({"Suspending", "Aborted"}), "ForceRecoveryComplete", "resumed")
         ledger = await self._ledger()
         journal = self.journal(ledger)
-        kept = await journal.get(id)
-        run = await self._run(ledger, kept)
+        kept = await self._find(ledger, id)
+        id, run = kept.id, await self._run(ledger, kept)
         if kept.stored.status != "Suspending" and not (kept.stored.status in OPEN and _stranded(run)):
             raise _conflict(id, kept.stored.status, "resumed")
         self._check_run(kept, run, "resumed")
@@ -132,6 +138,7 @@ class Transactions:
             return altered
 
         before: list[Any] = []
+        id = (await self._find(ledger, id)).id
         kept = await journal.change(id, wish)
         run = await self._run(ledger, kept)
         if run is None or run.state not in ("queued", "running"):
@@ -154,26 +161,71 @@ class Transactions:
             stored.turn(status, journal.now(), journal.tells, stored.error)
             return True
 
+        id = (await self._find(ledger, id)).id
         kept = await journal.tell(await journal.change(id, declare))
         run = await self._run(ledger, kept)
         if run is None or run.ended:  # what was kept for the transaction's sake need be no more
             await journal.expire(kept)
         if run is not None and run.ended:
-            ttl = kept.stored.ttl
-            touches = [Touch(f"task/{id}", ttl), Touch(f"run/{id}/{kept.stored.queue}", ttl + SPARE)]
-            await ledger.store.apply(touches)
+            await self._let_go(ledger, kept)
         return _readable(kept)
 
+    # -- finding one
+
+    async def _find(self, ledger: Ledger, id: str) -> Kept:
+        journal = self.journal(ledger)
+        kept = await journal.find(id)
+        if kept is None:
+            several = await journal.of_task(id)
+            if not several:
+                raise UnknownTransaction(id)
+            kept = several[-1]
+            if len(several) > 1:
+                known = ", ".join(one.id for one in several)
+                raise TransactionConflict(kept.stored.status, f"task {id} has several transactions: {known}")
+        return await self._up_to_date(ledger, kept)
+
+    async def _up_to_date(self, ledger: Ledger, kept: Kept) -> Kept:
+        """One that goes on, as it seems, is suspended if its run has ended: that one's process could not say so."""
+        if kept.stored.status not in OPEN:
+            return kept
+        try:
+            run = (await ledger.look(kept.taskid)).runs.get(kept.stored.queue)
+        except UnknownTask:
+            return kept
+        if run is None or not run.ended:
+            return kept
+        journal = self.journal(ledger)
+
+        def suspend(stored: Stored) -> bool:
+            if stored.status not in OPEN or stored.run != kept.stored.run:
+                return False
+            stored.turn("Suspending", journal.now(), journal.tells, stored.error or UNSAID)
+            return True
+
+        return await journal.tell(await journal.change(kept.id, suspend, kept))
+
     # -- the run that it is in
+
+    async def _let_go(self, ledger: Ledger, kept: Kept) -> None:
+        """A run that has ended was kept for the sake of a transaction; and its task, unless another run needs it."""
+        taskid, ttl = kept.taskid, kept.stored.ttl
+        touches = [Touch(f"run/{taskid}/{kept.stored.queue}", ttl + SPARE)]
+        runs = (await ledger.look(taskid)).runs
+        others = [queue for queue in runs if queue != kept.stored.queue]
+        going = [one for one in await self.journal(ledger).of_task(taskid) if one.stored.status in UNFINISHED]
+        if all(runs[queue].ended for queue in others) and not going:
+            touches.insert(0, Touch(f"task/{taskid}", ttl))
+        await ledger.store.apply(touches)
 
     async def _run(self, ledger: Ledger, kept: Kept) -> RunState | None:
         """That of its task; one that is about to end, as the transaction is, has ended. None: it is not known."""
         leaving = kept.stored.status in ("Suspending", "Aborted")
         until = self.journal(ledger).now() + LEAVING
-        async with ledger.followers.follow([f"run/{kept.id}/{kept.stored.queue}"]) as bell:
+        async with ledger.followers.follow([f"run/{kept.taskid}/{kept.stored.queue}"]) as bell:
             while True:
                 try:
-                    run = (await ledger.look(kept.id)).runs.get(kept.stored.queue)
+                    run = (await ledger.look(kept.taskid)).runs.get(kept.stored.queue)
                 except UnknownTask:
                     return None
                 if run is None or run.state != "running" or not leaving or self.journal(ledger).now() > until:
@@ -196,7 +248,7 @@ class Transactions:
     async def _begin_again(self, ledger: Ledger, kept: Kept) -> None:
         """:raises TransactionConflict: the task's run cannot."""
         try:
-            await tasks.retry(ledger, await self._client()._get_broker(), kept.id)
+            await tasks.retry(ledger, await self._client()._get_broker(), kept.taskid)
         except (tasks.Conflict, UnknownTask) as error:
             raise TransactionConflict(kept.stored.status, str(error)) from error
 
@@ -216,7 +268,7 @@ class Transactions:
     async def _send(self, topic: str, content: Mapping[str, Any], taskid: str) -> None:
         """With somebody there for it, an event waits for as long as it takes."""
         client = self._client()
-        expires = None if await (await client._ledger(WITHIN)).queues(topic) else UNHEARD
+        expires = None if await (await client._ledger(WITHIN)).topics.queues(topic) else UNHEARD
         await client._send_task(topic, content, Terms(), None, {"expires": expires}, WITHIN, None, taskid=taskid)
 
     async def _journal(self) -> Journal:

@@ -42,13 +42,14 @@ _DECISIONS = {Actions.ACK: Decision.ACCEPT, Actions.REJECT: Decision.REJECT, Act
 
 
 def queues_of(route: Route) -> list[Queue]:
-    """Every queue a route needs: its own, then the lanes of their suspects, then their dead letters."""
+    """Every queue a route needs: the lanes of suspects and the dead letters, then, once there is room for all that may
+    become of a message, its own."""
     policy = route.policy
     limit = route.max_length
     own = [Queue(name, route.topics, policy.priorities, policy.ordered, max_length=limit) for name in route.queues]
     lanes = [Queue(suspect_queue(name), (), 0, policy.ordered, lane_of=name) for name in route.queues]
     dead = [Queue(dead_queue(name)) for name in route.queues]
-    return own + lanes + dead
+    return lanes + dead + own
 
 
 class Consumer:

@@ -208,7 +208,7 @@ class Settler:
                 log.warning("nobody can be told of %s, again in %.1f s: %s", burial.delivery.id, delay, one_line(error))
             await asyncio.sleep(delay)
             delay = min(delay * 2, LONGEST_RETRY)
-        if letter is burial.letter:
+        if letter is burial.letter and not burial.delivery.lost:
             log.warning("message %s goes to the dead letters: %s", burial.delivery.id, burial.reason)
         self.extend([letter])
 

@@ -11,13 +11,16 @@ last read. So neither does a node that starts again with old files bring back wh
 
 from __future__ import annotations
 
+import asyncio
+import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
 
-from penstock.errors import BrokerUnavailable, ConfigError, UnknownDefinition
+from penstock.clock import backoff_delay
+from penstock.errors import BrokerUnavailable, UnknownDefinition
 from penstock.node import configs
 from penstock.node.definitions import (
     ConfigDefinition,
@@ -28,6 +31,7 @@ from penstock.node.definitions import (
 )
 from penstock.node.documents import MAX_FILE, InvalidDefinitions, Place, Problem
 from penstock.node.page import (
+    MOST_READERS,
     Draft,
     Kind,
     Page,
@@ -51,15 +55,15 @@ from penstock.node.page import (
 from penstock.node.slack import tokens
 from penstock.stores.base import ABSENT, Change, Delete, Entry, Put, Store
 from penstock.stores.keys import check_keys
+from penstock.stores.scanning import all_under
 
 BELL = "definitions"
 """The key to follow."""
 DRAFT = "definitions-draft"
-PAGE = 500  # entries read at once
 TRIES = 20  # of a change that others come before
+PAUSE = (0.005, 0.2)  # seconds between these
 
 Changes: TypeAlias = list[Change]
-Entries: TypeAlias = list[Entry]
 Problems: TypeAlias = list[Problem]
 
 
@@ -76,6 +80,9 @@ class Book:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._read: dict[str, tuple[int, Definition | InvalidDefinitions | None]] = {}
+        self._readers: dict[str, Collection[str] | None] = {}
+        """Of each page, as it was read last; None: of a page that another version wrote."""
+        self._writing = asyncio.Lock()  # else those who write here are each other's others
 
     # -- reading
 
@@ -84,11 +91,13 @@ class Book:
 
         :raises BrokerUnavailable: call again later.
         """
-        found, seen, strange = Definitions(), set[str](), set[tuple[str, str]]()
+        found, strange = Definitions(), set[tuple[str, str]]()
+        seen: dict[str, Collection[str] | None] = {}
         problems: Problems = []
         await self._finish()
-        for entry in await self._scan("definition/"):
-            seen.add(entry.key)
+        for entry in await all_under(self._store, "definition/"):
+            page = page_of(entry)
+            seen[entry.key] = None if page is None else page.readers
             made = self._compiled(entry)
             if isinstance(made, InvalidDefinitions):
                 problems += made.problems
@@ -96,17 +105,27 @@ class Book:
                 strange.add((kind, name))
             elif made is not None:
                 _members(found, kind_of(made))[made.name] = made
-        for key in self._read.keys() - seen:
+        for key in self._read.keys() - seen.keys():
             del self._read[key]
+        self._readers = seen
         found.not_understood = frozenset(strange)
         return found, problems
+
+    def has_lost(self, definitions: Iterable[Definition], origin: str) -> bool:
+        """Whether the book, as it was read last, knows nothing of all that `take_in` wrote: somebody emptied the store,
+        or it forgets what it holds when it ends. Where some is known another node with its name has taken the rest out.
+        """
+        pages = [self._readers.get(key_of(kind_of(one), one.name), ()) for one in definitions]
+        return bool(pages) and all(
+            readers is not None and origin not in readers and len(readers) < MOST_READERS for readers in pages
+        )
 
     async def list(self, kind: str) -> Sequence[Stored]:
         """By name.
 
         :raises UnknownDefinition: there is no such kind.
         """
-        entries = await self._scan(f"definition/{known(kind)}/")
+        entries = await all_under(self._store, f"definition/{known(kind)}/")
         pages = [(entry, page_of(entry)) for entry in entries]
         return [shown(name_in(entry.key), known(kind), page) for entry, page in pages if page and page.text is not None]
 
@@ -155,10 +174,17 @@ class Book:
         return [await self.show(kind_of(one), one.name) for one in made]
 
     async def delete(self, kind: str, name: str, by: str) -> None:
-        """:raises UnknownDefinition: there is none of that name."""
+        """:raises UnknownDefinition: there is none of that name.
+        :raises BrokerUnavailable: call again later.
+        """
         key = key_of(kind, name)
+        async with self._writing:
+            await self._delete(key, kind, name, by)
+
+    async def _delete(self, key: str, kind: str, name: str, by: str) -> None:
         await self._finish()
-        for _ in range(TRIES):
+        for failures in range(TRIES):
+            await _pause(failures)
             await self.show(kind, name)
             (entry,) = await self._store.get([key])
             if entry is None:
@@ -171,7 +197,7 @@ class Book:
                 change = Put(key, encode(deleted), expect=entry.version)
             if (await self._apply([change]))[0] is not None:
                 return
-        raise ConfigError(f"{kind}/{name} is being changed by others all the time")
+        raise _others()
 
     async def _unmasked(self, made: Sequence[Definition]) -> Sequence[Definition]:
         """Definitions with what they hold of `***`, as they were shown, put back."""
@@ -200,12 +226,14 @@ class Book:
                 for one in definitions
             }
         )
-        for _ in range(TRIES):
-            strange = await self._finish()
-            if (await self._store.apply([Put(DRAFT, encode(draft), expect=strange)]))[0] is not None:
-                await self._finish()
-                return
-        raise BrokerUnavailable("the definitions in the store are being changed by others all the time")
+        async with self._writing:
+            for failures in range(TRIES):
+                await _pause(failures)
+                strange = await self._finish()
+                if (await self._store.apply([Put(DRAFT, encode(draft), expect=strange)]))[0] is not None:
+                    await self._finish()
+                    return
+        raise _others()
 
     async def _finish(self) -> int:
         """Bring the pages of a draft, if there is one, into the book. The version of one that is not understood, which
@@ -214,7 +242,8 @@ class Book:
         A page and the draft are read together, and a page is written only over what was read: so who is late
         undoes nothing that was written after the draft had gone.
         """
-        for _ in range(TRIES):
+        for failures in range(TRIES):
+            await _pause(failures)
             (found,) = await self._store.get([DRAFT])
             if found is None:
                 return ABSENT
@@ -230,9 +259,10 @@ class Book:
                 merged = written_over(page, page_of(entry))
                 if merged != page_of(entry):
                     changes.append(Put(key, encode(merged), expect=ABSENT if entry is None else entry.version))
-            if all(version is not None for version in await self._apply(changes)):
-                await self._store.apply([Delete(DRAFT, expect=found.version)])
-        raise BrokerUnavailable("the definitions in the store are being changed by others all the time")
+            written = all(version is not None for version in await self._apply(changes))
+            if written and (await self._store.apply([Delete(DRAFT, expect=found.version)]))[0] is not None:
+                return ABSENT
+        raise _others()
 
     # -- a directory
 
@@ -241,18 +271,22 @@ class Book:
 
         :raises BrokerUnavailable: call again later; it may be done in part.
         """
-        given = {key_of(kind_of(one), one.name): one for one in definitions}
+        async with self._writing:
+            return await self._take_in({key_of(kind_of(one), one.name): one for one in definitions}, origin)
+
+    async def _take_in(self, given: Mapping[str, Definition], origin: str) -> Imported:
         written: dict[str, tuple[Kind, str]] = {}
         removed: dict[str, tuple[Kind, str]] = {}
-        for _ in range(TRIES):
+        for failures in range(TRIES):
+            await _pause(failures)
             await self._finish()
-            entries = {entry.key: entry for entry in await self._scan("definition/")}
+            entries = {entry.key: entry for entry in await all_under(self._store, "definition/")}
             changes: Changes = []
             for key in {**given, **entries}:
                 one, entry = given.get(key), entries.get(key)
                 old = page_of(entry)
                 new = old if one is None else read_in(one, old, origin)
-                if one is None and old is not None and origin in old.readers:
+                if one is None and old is not None and old.readers.get(origin):
                     new = gone(old, origin)
                     removed[key] = kind_in(key), name_in(key)
                 if new == old:
@@ -263,20 +297,12 @@ class Book:
                 changes.append(Delete(key, expected) if new is None else Put(key, encode(new), expect=expected))
             if not changes or all(done is not None for done in await self._apply(changes)):
                 return Imported(list(written.values()), list(removed.values()))
-        raise BrokerUnavailable("the definitions in the store are being changed by others all the time")
+        raise _others()
 
     # -- the store
 
     async def _apply(self, changes: Sequence[Change]) -> Sequence[int | None]:
         return (await self._store.apply([*changes, Put(BELL, b"", tell=True)]))[:-1]
-
-    async def _scan(self, prefix: str) -> Sequence[Entry]:
-        found: Entries = []
-        while True:
-            part = await self._store.scan(prefix, after=found[-1].key if found else None, limit=PAGE)
-            found += part
-            if len(part) < PAGE:
-                return found
 
     def _compiled(self, entry: Entry) -> Definition | InvalidDefinitions | None:
         """None: it was deleted."""
@@ -284,6 +310,15 @@ class Book:
         if before is None or before[0] != entry.version:
             before = self._read[entry.key] = entry.version, compiled(entry)
         return before[1]
+
+
+async def _pause(failures: int) -> None:
+    if failures:
+        await asyncio.sleep(backoff_delay(failures, PAUSE, random.Random()))  # noqa: S311 - jitter
+
+
+def _others() -> BrokerUnavailable:
+    return BrokerUnavailable("the definitions in the store are being changed by others all the time")
 
 
 def _members(found: Definitions, kind: Kind) -> dict[str, Definition]:

@@ -11,9 +11,9 @@ import msgspec
 
 from penstock.errors import BrokerUnavailable
 from penstock.stores.base import ABSENT, Change, Delete, Entry, Put, Store
+from penstock.stores.scanning import all_under
 
 PREFIX = "bound/"
-PAGE = 500  # entries read at once
 TRIES = 20  # of a change that others come before
 
 
@@ -34,12 +34,8 @@ class Bound:
 
     async def read(self) -> None:
         """:raises BrokerUnavailable: call again later."""
-        found: dict[str, frozenset[str]] = {}
-        after: str | None = None
-        while entries := await self._store.scan(PREFIX, after=after, limit=PAGE):
-            found |= {entry.key.removeprefix(PREFIX): _topics(entry) for entry in entries}
-            after = entries[-1].key
-        self._known = found
+        entries = await all_under(self._store, PREFIX)
+        self._known = {entry.key.removeprefix(PREFIX): _topics(entry) for entry in entries}
 
     async def add(self, job: str, topics: Iterable[str]) -> None:
         """Before they are bound.

@@ -8,13 +8,12 @@ import importlib
 import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextvars import Context, copy_context
 from types import CodeType
 from typing import Any, NoReturn
 
 import penstock
-from penstock.client.listening import Listener
 from penstock.control.console import (
     MOST_INPUT,
     Asked,
@@ -26,15 +25,14 @@ from penstock.control.console import (
     Problem,
     Prompt,
     Run,
-    Shown,
     Told,
 )
 from penstock.control.masking import line
-from penstock.errors import BrokerError, BrokerUnavailable, PenstockError
-from penstock.node.debug import CHANNEL
+from penstock.errors import BrokerUnavailable, PenstockError
+from penstock.node.debug import DebugSwitch, Subscribe
 from penstock.node.inputs import Inputs, told_of, whole
 from penstock.node.names import Names
-from penstock.node.printed import Screen, Silent, current_screen, divide, divided
+from penstock.node.printed import Screen, current_screen, divide, divided
 
 log = logging.getLogger("penstock.console")
 
@@ -42,7 +40,6 @@ NAME = "console"
 """Of the script that an input is to `logger`."""
 MOST_SESSIONS = 16
 SHORT = 200  # characters of an input in the log
-CONNECT_WITHIN = 10.0  # seconds for the debug channel
 RECORD_WITHIN = 2.0  # seconds that a session waits for its record
 AGAIN = 0.05  # seconds between cancellations of an input that swallows them
 PATIENCE = 2.0  # seconds until it is left behind
@@ -53,7 +50,6 @@ NORMAL, GOING_AWAY, NOT_ALLOWED, TOO_BIG = 1000, 1001, 1008, 1009
 ENDED = "cancelled: the session ended"
 """What came of an input that nobody waits for any more."""
 
-Subscribe = Callable[[str, Callable[[Any], Any]], Listener]
 Record = Callable[[str, str], Coroutine[Any, Any, None]]
 """Writes down an input: its text, and what came of it."""
 May = Callable[[], bool]
@@ -305,89 +301,6 @@ class Session:
             self._running.cancel()
 
 
-class DebugSwitch:
-    """`debug` among the names: on, off, or over."""
-
-    def __init__(self, screen: Screen, subscribe: Subscribe) -> None:
-        self._screen = screen
-        self._subscribe = subscribe
-        self._listener: Listener | None = None
-        self._turning: asyncio.Task[None] | None = None
-        self._wanted = False
-
-    def __repr__(self) -> str:
-        return "debug() connects to the debug channel, where qprint writes; debug() again, or debug(False), disconnects"
-
-    def __call__(self, on: bool | None = None) -> Turned:
-        """Connect to the debug channel, or disconnect: without an argument, whatever it is not.
-
-        It can be awaited; an input is not over before it has happened either way.
-        """
-        self._wanted = not self._wanted if on is None else bool(on)
-        self._turning = asyncio.get_running_loop().create_task(self._turn(self._wanted, self._turning))
-        return Turned(self._turning)
-
-    async def settled(self) -> None:
-        """Wait until it is as it was last asked for.
-
-        :raises BrokerError, TimeoutError: the channel cannot be had.
-        """
-        turning, self._turning = self._turning, None
-        if turning is not None:
-            await turning
-
-    async def close(self) -> None:
-        """Idempotent."""
-        turning, self._turning = self._turning, None
-        if turning is not None:
-            turning.cancel()
-            await asyncio.gather(turning, return_exceptions=True)
-        await self._disconnect()
-
-    async def _turn(self, on: bool, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.gather(before, return_exceptions=True)
-        if on:
-            await self._connect()
-        else:
-            await self._disconnect()
-        self._screen.write(f"debug channel {'connected' if on else 'disconnected'}\n")
-
-    async def _connect(self) -> None:
-        if self._listener is not None:
-            return
-        listener = self._listener = self._subscribe(CHANNEL, self._hear)
-        try:
-            async with asyncio.timeout(CONNECT_WITHIN):
-                await listener
-        except BaseException as error:
-            self._wanted = False
-            await self._disconnect()
-            if isinstance(error, TimeoutError):
-                raise BrokerUnavailable(f"no debug channel within {CONNECT_WITHIN:g} s") from None
-            raise
-
-    async def _disconnect(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            with contextlib.suppress(BrokerError):
-                await listener.close()
-
-    def _hear(self, data: Any) -> None:
-        node, text = (data.get("node"), data.get("text")) if isinstance(data, dict) else (None, data)
-        self._screen.offer(Shown(str(node or ""), _sayable(str(text))))
-
-
-class Turned(Silent):
-    """What `debug()` returns: it may be awaited, and need not be."""
-
-    def __init__(self, turning: asyncio.Task[None]) -> None:
-        self._turning = turning
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return asyncio.shield(self._turning).__await__()
-
-
 async def _stop(running: asyncio.Task[Any], who: str) -> None:
     """Cancel an input until it has ended, or is left behind."""
     loop = asyncio.get_running_loop()
@@ -413,7 +326,3 @@ def _length(asked: Asked) -> int:
     if isinstance(asked, Line):
         return len(asked.text)
     return len(asked.code) if isinstance(asked, Run) else 0
-
-
-def _sayable(text: str) -> str:
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

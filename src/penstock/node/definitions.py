@@ -331,8 +331,10 @@ def _function(given: Keys) -> FunctionDefinition:
 def _config(file: str, node: yaml.Node) -> ConfigDefinition:
     place = Place(file, node.start_mark.line + 1)
     values = construct(file, node)
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(node, yaml.MappingNode) or not isinstance(values, dict):
         raise InvalidDefinitions([Problem(place, "a configuration is a mapping of names")])
+    if odd := [problem for key, _ in node.value if (problem := _odd_key(file, key)) is not None]:
+        raise InvalidDefinitions(odd)
     try:
         configs.check(values)
     except ConfigError as error:
@@ -341,6 +343,16 @@ def _config(file: str, node: yaml.Node) -> ConfigDefinition:
     if len(name.encode()) > MAX_NAME:
         raise InvalidDefinitions([Problem(place, f"a configuration's name has {MAX_NAME} bytes at most")])
     return ConfigDefinition(name=name, place=place, values=values)
+
+
+def _odd_key(file: str, key: yaml.Node) -> Problem | None:
+    """What is wrong with a key that YAML takes for something else than text, as `on`."""
+    value = construct(file, key)
+    if isinstance(value, str):
+        return None
+    meant = yaml.safe_dump(value).splitlines()[0]
+    written = printable(key.value) if isinstance(key, yaml.ScalarNode) else "…"
+    return Problem(Place(file, key.start_mark.line + 1), f'key {meant} is not text: quote it, as "{written[:60]}"')
 
 
 _NOTHING = compile("", "<nothing>", "exec")

@@ -87,8 +87,14 @@ class Folder:
             return InvalidDefinitions([Problem(Place(file, 1), str(error))])
         return known[1]
 
+    def signature(self, file: str) -> object:
+        """What tells a file, as it was read last, from what it is once somebody has written it again."""
+        known = self._read.get(file)
+        return None if known is None else known[0]
+
     async def changes(self) -> AsyncIterator[None]:
-        """Each time that a YAML file in it may have changed, and now and then, for a system may forget to tell.
+        """Each time that a YAML file in it may have changed, or a folder came or went, and now and then, for a system
+        may forget to tell.
 
         :raises ConfigError: nothing is installed that could tell.
         """
@@ -103,13 +109,25 @@ class Folder:
     def _watched(self, stop: threading.Event) -> Iterator[bool]:
         """The same, blocking, until `stop` is set."""
         try:
-            from watchfiles import watch
+            from watchfiles import Change, watch
         except ImportError:
             raise ConfigError("watching files needs watchfiles: pip install 'penstock[server]'") from None
         due = 0.0  # the next look, whatever has changed: a database that is busy here leaves no time without a change
 
-        def tells(_: Any, path: str) -> bool:
-            return path.endswith(SUFFIXES) or time.monotonic() >= due
+        def concerns(change: Change, path: str) -> bool:
+            if path.endswith(SUFFIXES):
+                return True
+            # A folder that is moved comes or goes as one, without a word of its files.
+            if change is Change.modified:
+                return False
+            inside = os.path.relpath(path, self.path)
+            if change is Change.deleted:
+                return any(file.startswith(inside + os.sep) for file in list(self._read))
+            ignored = any(part.startswith(".") or part == "__pycache__" for part in inside.split(os.sep))
+            return not ignored and os.path.isdir(path)
+
+        def tells(change: Change, path: str) -> bool:
+            return time.monotonic() >= due or concerns(change, path)
 
         for changes in watch(
             self.path,
@@ -121,7 +139,7 @@ class Folder:
             yield_on_timeout=True,
             ignore_permission_denied=True,
         ):
-            told = any(path.endswith(SUFFIXES) for _, path in changes)
+            told = any(concerns(change, path) for change, path in changes)
             if told or time.monotonic() >= due:
                 due = time.monotonic() + LOOK / 1000 * (1 if told else MOST_QUIET)
                 yield True

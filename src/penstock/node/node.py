@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,22 +20,23 @@ from penstock import config
 from penstock.app import App
 from penstock.brokers.base import Broker
 from penstock.client.publishing import check_text
-from penstock.clock import backoff_delay, is_seconds
+from penstock.clock import is_seconds
 from penstock.control import cluster
 from penstock.control.cluster import Cluster, Presence
 from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, ConfigError, StoreRequired, one_line
 from penstock.life import Life
-from penstock.node import book, configs
+from penstock.node import configs
 from penstock.node.book import Book
 from penstock.node.bound import Bound
 from penstock.node.callout import Callout
 from penstock.node.console import Console
 from penstock.node.debug import DebugChannel
 from penstock.node.definitions import RESERVED, Definitions
-from penstock.node.documents import InvalidDefinitions, Problem
-from penstock.node.folder import Folder, all_of
+from penstock.node.documents import Problem
+from penstock.node.folder import Folder
 from penstock.node.names import EXPIRE, Names, Verbs, content_of
 from penstock.node.roster import JobLimits, Roster
+from penstock.node.sources import Sources
 from penstock.stores.base import Store
 from penstock.stores.ledger import Ledger
 from penstock.workers.definition import WATCH_INTERVAL, Worker
@@ -52,8 +51,7 @@ MASTER = "master"
 LEFT = 1.5  # seconds for the app's own end, when the node's takes long
 TICK = 1.0  # seconds between looks at what to tell of this node
 TOLD_AGAIN = 5.0  # seconds after which it is told again, though nothing has changed
-LOOK_AGAIN = 30.0  # seconds after which the book is read again, though nothing was heard of it
-BACKOFF = (0.5, 10.0)  # seconds while store or directory cannot be read
+CATCHING_UP = 5.0  # seconds that a change of definitions is waited for
 EVENTS_AGAIN = 10.0  # seconds between looks for events of transactions that were not issued
 STEP = 1.0  # seconds between the turns that `lag` is measured by
 
@@ -117,9 +115,9 @@ class Node:
         self._ledger: Ledger | None = None
         self._book: Book | None = None
         self._cluster: Cluster | None = None
-        self._bound: Bound | None = None
         self._supervisor: Supervisor | None = None
         self._roster: Roster | None = None
+        self._sources: Sources | None = None
         self._debug: DebugChannel | None = None
         self._console: Console | None = None
         self._names: Names | None = None
@@ -129,9 +127,6 @@ class Node:
         """When the store last took what this node says of itself; monotonic."""
         self._turned = 0.0
         self._turning: asyncio.TimerHandle | None = None
-        self._complaints: list[Problem] = []
-        self._taken = 0
-        """The version of the directory that the book knows."""
 
     # -- life cycle
 
@@ -176,7 +171,7 @@ class Node:
         self.started_at = time.time()
         await life.broker()  # which may have no job yet that would find out that it will not have us
         self._ledger = await life.ledger()
-        self._book, self._cluster, self._bound = Book(self.store), Cluster(self.store), Bound(self.store)
+        self._book, self._cluster, bound = Book(self.store), Cluster(self.store), Bound(self.store)
         self._debug = DebugChannel(self.app, self.name)
         self._callout = Callout(self)
         client = self.app.client
@@ -195,16 +190,14 @@ class Node:
         supervisor.stand(MASTER)
         self._supervisor = supervisor
         limits = JobLimits(self.options.job_queue_size, self.options.job_queue_bulk_read_size)
-        self._roster = Roster(
-            life, supervisor, names, self.cluster, self._bound, limits, self.options.worker_watch_interval
-        )
+        self._roster = Roster(life, supervisor, names, self.cluster, bound, limits, self.options.worker_watch_interval)
+        self._sources = Sources(self.folder, self.ledger, self.book, bound, self.cluster, self._roster)
         self._turn()
-        await self._again("the directory", lambda: self._take_in(wanted))
-        await self._again("the store", self._look)
+        await self._sources.begin(wanted)
         await self._roster.settled()
         self._tasks = [
-            self._spawn(self._follow(), "penstock-node definitions"),
-            self._spawn(self._watch(), "penstock-node files"),
+            self._spawn(self._sources.follow(), "penstock-node definitions"),
+            self._spawn(self._sources.watch(), "penstock-node files"),
             self._spawn(self._tell(), "penstock-node presence"),
         ]
         if self.options.job_transaction_event:
@@ -218,6 +211,8 @@ class Node:
     async def _stop(self) -> None:
         if self._life is not None:
             await self._life.end_within(self.grace).allow(self._leave(), spare=LEFT)
+        for task in self._tasks:  # there are none, if there was time to leave
+            task.cancel()
         if self._turning is not None:
             self._turning.cancel()
         self._ledger = self._book = self._cluster = None
@@ -315,7 +310,7 @@ class Node:
     @property
     def complaints(self) -> list[Problem]:
         """What is wrong with the directory now; what it said before is in force."""
-        return self._complaints
+        return [] if self._sources is None else self._sources.complaints
 
     async def send(self, topic: str, content: Any, expire: float | None = EXPIRE) -> str:
         """Issue a task; its id, once it is durable.
@@ -330,89 +325,16 @@ class Node:
             raise ValueError(f"{topic!r} is no topic: dead letters and suspects come there by themselves")
         return await self.app.client.send(topic, content_of(content), expires=expire)
 
-    # -- definitions
-
-    async def _take_in(self, wanted: Definitions) -> None:
-        """Have the book say what the directory says."""
-        version = self.folder.version
-        taken = await self.book.take_in(all_of(wanted), self.folder.origin)
-        self._taken = version
-        if taken.written or taken.removed:
-            written, removed = len(taken.written), len(taken.removed)
-            log.info("%d definitions read from %s, %d removed", written, self.folder.path, removed)
-
-    async def _look(self) -> None:
-        """Apply what the store says."""
-        assert self._bound is not None
-        await self._bound.read()  # first: what is bound from now on is in the book already
-        wanted, problems = await self.book.read()
-        for problem in problems:
-            log.error("a definition in the store cannot be used: %s", problem)
-        assert self._roster is not None
-        self._roster.obey(await self.cluster.wanted())  # first: what is paused is not to begin
-        self._roster.apply(wanted)
-
-    async def _follow(self) -> None:
-        """Apply each change in the store."""
-        while True:
-            try:
-                async with self.ledger.followers.follow([book.BELL, cluster.BELL]) as bell:
-                    while True:
-                        await self._look()
-                        await bell.wait(LOOK_AGAIN)
-            except BrokerRefused:
-                raise
-            except BrokerError as error:
-                log.warning("the definitions in the store cannot be read: %s", one_line(error))
-                await asyncio.sleep(BACKOFF[0])
-
-    async def _watch(self) -> None:
-        """Take in each change in the directory."""
-        failures = 0
-        while True:
-            try:
-                async for _ in self.folder.changes():
-                    await self._again("the directory", self._read_again)
-                    failures = 0
-            except ConfigError as error:
-                log.warning("changes in %s are not seen: %s", self.folder.path, error)
-                return
-            except (OSError, RuntimeError) as error:
-                log.error("%s cannot be watched: %s", self.folder.path, one_line(error))
-            failures += 1
-            await asyncio.sleep(backoff_delay(failures, BACKOFF, random.Random()))  # noqa: S311 - jitter
-
-    async def _read_again(self) -> None:
-        try:
-            wanted = await asyncio.to_thread(self.folder.read)
-        except InvalidDefinitions as invalid:
-            for problem in invalid.problems:
-                if problem not in self._complaints:
-                    log.error("%s (what was defined before stays as it was)", problem)
-            self._complaints = list(invalid.problems)
+    async def caught_up(self) -> None:
+        """Until this node hosts what the book says now, or has failed to; for a few seconds at most."""
+        if self._sources is None or self._roster is None:
             return
-        except ConfigError as error:
-            log.error("%s (what was defined before stays as it was)", error)
-            return
-        self._complaints = []
-        if self.folder.version != self._taken:
-            await self._take_in(wanted)
+        with contextlib.suppress(BrokerError, TimeoutError):  # it goes on by itself
+            async with asyncio.timeout(CATCHING_UP):
+                await self._sources.catch_up()
+                await self._roster.settled()
 
-    async def _again(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do something, again while the store is away."""
-        failures = 0
-        while True:
-            try:
-                await work()
-            except BrokerRefused:
-                raise
-            except BrokerError as error:
-                failures += 1
-                delay = backoff_delay(failures, BACKOFF, random.Random())  # noqa: S311 - jitter
-                log.warning("%s, again in %.1f s: %s", what, delay, one_line(error))
-                await asyncio.sleep(delay)
-            else:
-                return
+    # -- events of transactions
 
     async def _tell_events(self) -> None:
         """Issue the events of transactions that whoever should have did not."""

@@ -51,7 +51,8 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     base: str | None = None
     """A digest of the text that it was last read from; None: no directory has it."""
     readers: dict[str, str] = {}
-    """The directories that have it, each with a digest of what it says; who was added first comes first."""
+    """The directories that have it, each with a digest of what it says; who was added first comes first. An empty one:
+    it had it, and has it no more, while others have; these come before all others."""
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -115,8 +116,10 @@ def _leading(text: str) -> int:
 def read_in(one: Definition, old: Page | None, origin: str) -> Page:
     """A page after a directory that has this definition was read."""
     digest = hashlib.sha256(one.text.encode()).hexdigest()
-    readers = dict([*([] if old is None else old.readers.items()), (origin, digest)][-MOST_READERS:])
-    if old is not None and digest in (old.readers.get(origin), old.base):  # nothing is new here
+    back = old is not None and old.readers.get(origin) == ""
+    others = [] if old is None else [one for one in old.readers.items() if one != (origin, "")]
+    readers = dict([*others, (origin, digest)][-MOST_READERS:])
+    if old is not None and not back and digest in (old.readers.get(origin), old.base):  # nothing is new here
         moved = old.text == one.text
         place = one.place if moved else Place(old.file, old.line)
         return msgspec.structs.replace(old, readers=readers, file=place.file, line=place.line)
@@ -142,8 +145,8 @@ def written_over(page: Page, old: Page | None) -> Page:
 
 def gone(old: Page, origin: str) -> Page | None:
     """A page after a directory was read that had this definition, and has it no more."""
-    readers = {reader: digest for reader, digest in old.readers.items() if reader != origin}
-    if not readers:
+    readers = {origin: ""} | {reader: digest for reader, digest in old.readers.items() if reader != origin}
+    if not any(readers.values()):
         return None
     return msgspec.structs.replace(old, text=None, by=origin, at=time.time(), readers=readers)
 

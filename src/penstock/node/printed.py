@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from penstock.control.console import Output, Shown, Told
+from penstock.errors import printable
 
 MOST_HELD = 2 * 2**20
 """Characters that wait for a shell which is slow to take them; what is beyond them is left out, with a mark.
@@ -51,7 +52,7 @@ class Screen:
     def write(self, text: str) -> None:
         """Print something."""
         if not text.isascii():
-            text = text.encode("utf-8", "backslashreplace").decode()
+            text = printable(text)
         with self._lock:
             room = self._room()
             self._add_text(text[:room])

@@ -311,7 +311,7 @@ class Roster:
         topics = self._stale(name)
         if not topics:
             return
-        await (await self._life.ledger()).unregister(name, topics)
+        await (await self._life.ledger()).topics.unregister(name, topics)
         broker = await self._life.app.client._get_broker()
         try:
             if broker.admin is None:

@@ -1,6 +1,5 @@
 """The ledger: what became of each task, on any store.
 
-    topic/<topic>        the queues on a topic: which runs a task will have
     task/<id>            what was sent (`Sent`)
     run/<id>/<queue>     how one run of it stands (`RunState`), from its first attempt on
     unique/<topic>/<key> the task that holds a unique key
@@ -22,23 +21,21 @@ from penstock.errors import NotUnique, UnknownTask
 from penstock.stores import records
 from penstock.stores.base import ABSENT, Change, Delete, Entry, Put, Store, Touch
 from penstock.stores.following import Followers
-from penstock.stores.keys import check_keys
+from penstock.stores.gathered import Gathered
 from penstock.stores.records import Body, RunState, Sent, Standing, State, TaskRecord
+from penstock.stores.topics import TOPICS_KNOWN, Topics
 from penstock.terms import Failure, Terms
-from penstock.waiting import Gathering
 
 RESULT_TTL = 86_400.0
 """Seconds that a task is remembered after it has ended, unless it says otherwise."""
 LATE = 1.0
 """Seconds after its expiry from which a task that nobody has begun counts as expired: it may have been taken
 at the last moment, and its run not be written yet."""
-TOPICS_KNOWN = 1.0  # seconds for which the queues of a topic are remembered
 TOMBSTONE = 30 * 86_400.0
 """Seconds for which it is known at least that nobody shall begin a run, from when its message may be delivered."""
 SPARE = 60.0  # seconds by which a run outlives its task's entry, so that no task is seen without its runs
 MOST_BODY = 64 * 2**20  # bytes of a content or result that is shown
 PAGE = 1000
-LOOKED_AT = 100  # tasks looked at together: their results may be large
 
 
 class Held(msgspec.Struct, gc=False):
@@ -67,66 +64,12 @@ class Ledger:
         self.followers = Followers(store)
         self._clock = clock
         self._worker = worker or f"{socket.gethostname()}:{os.getpid()}"
-        self._gathering: Gathering[Sequence[Change], list[int | None]] = Gathering(self._apply_groups)
-        self._looking: Gathering[Sequence[str], list[Entry | None]] = Gathering(self._get_groups, LOOKED_AT)
-        self._registered: dict[str, set[str]] = {}  # by queue, its topics
-        self._topics: dict[str, tuple[float, list[str]]] = {}
-        self._asking: Gathering[str, list[str]] = Gathering(self._ask)
+        self._records = Gathered(store)
+        self.topics = Topics(self._records, clock)
 
     async def close(self) -> None:
         """Idempotent; the store stays open."""
         await self.followers.close()
-
-    # -- topics
-
-    async def register(self, queue: str, topics: Sequence[str]) -> None:
-        """A queue is bound to these topics, and to its own name."""
-        self._registered.setdefault(queue, set()).update(topics)
-        for topic in dict.fromkeys((queue, *topics)):
-            key = f"topic/{topic}"
-            while True:
-                (entry,) = await self._get(key)
-                known = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
-                if queue in known:
-                    break
-                value = msgspec.json.encode(sorted({*known, queue}))
-                expected = ABSENT if entry is None else entry.version
-                if (await self._apply(Put(key, value, expect=expected)))[0] is not None:
-                    self._topics.pop(topic, None)
-                    break
-
-    async def unregister(self, queue: str, topics: Sequence[str]) -> None:
-        """A queue is bound to these topics no more: tasks that are sent to them from now on have no run in it."""
-        self._registered.get(queue, set()).difference_update(topics)
-        for topic in dict.fromkeys(topics):
-            key = f"topic/{topic}"
-            while True:
-                (entry,) = await self._get(key)
-                known = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
-                if entry is None or queue not in known:
-                    break
-                known.remove(queue)
-                value = msgspec.json.encode(known)
-                change = Put(key, value, expect=entry.version) if known else Delete(key, expect=entry.version)
-                if (await self._apply(change))[0] is not None:
-                    self._topics.pop(topic, None)
-                    break
-
-    async def queues(self, topic: str) -> list[str]:
-        """The queues on a topic."""
-        known = self._topics.get(topic)
-        if known is not None and self._clock.monotonic() - known[0] < TOPICS_KNOWN:
-            return known[1]
-        check_keys([topic])
-        return await self._asking.do(topic)
-
-    async def _ask(self, topics: Sequence[str]) -> list[list[str]]:
-        now, wanted = self._clock.monotonic(), list(dict.fromkeys(topics))
-        entries = await self.store.get([f"topic/{topic}" for topic in wanted])
-        for topic, entry in zip(wanted, entries, strict=True):
-            queues = [] if entry is None else msgspec.json.decode(entry.value, type=list[str])
-            self._topics[topic] = (now, queues)
-        return [self._topics[topic][1] for topic in topics]
 
     # -- sending
 
@@ -135,12 +78,12 @@ class Ledger:
         ttl = self.until_taken(sent)
         if ttl is None and not sent.queues:
             ttl = self._ttl(sent.result_ttl)
-        changes = await self._apply(Put(f"task/{taskid}", records.encode(sent), ttl, ABSENT))
+        changes = await self._records.apply(Put(f"task/{taskid}", records.encode(sent), ttl, ABSENT))
         return changes[0] is not None
 
     async def unsend(self, taskid: str) -> None:
         """It was not published after all."""
-        await self._apply(Delete(f"task/{taskid}"))
+        await self._records.apply(Delete(f"task/{taskid}"))
 
     async def reserve(self, key: str, taskid: str, ttl: float | None = None) -> None:
         """Take a unique key (`unique_key`) for a task, for at most `ttl` seconds. With its end the key is free again.
@@ -149,10 +92,10 @@ class Ledger:
         """
         expected = ABSENT
         while True:
-            (version,) = await self._apply(Put(key, taskid.encode(), ttl, expected))
+            (version,) = await self._records.apply(Put(key, taskid.encode(), ttl, expected))
             if version is not None:
                 return
-            (entry,) = await self._get(key)
+            (entry,) = await self._records.get(key)
             if entry is None:
                 expected = ABSENT
                 continue
@@ -168,9 +111,16 @@ class Ledger:
 
     async def free(self, key: str, taskid: str) -> None:
         """Give a unique key back, if this task has it still."""
-        (entry,) = await self._get(key)
+        (entry,) = await self._records.get(key)
         if entry is not None and entry.value == taskid.encode():
-            await self._apply(Delete(key, expect=entry.version))
+            await self._records.apply(Delete(key, expect=entry.version))
+
+    async def _holding(self, key: str | None, taskid: str) -> list[Change]:
+        """What makes a unique key last until the end of its task; nothing if another one has it by now."""
+        (entry,) = [None] if key is None else await self._records.get(key)
+        if entry is None or entry.value != taskid.encode():
+            return []
+        return [Put(entry.key, entry.value, expect=entry.version)]
 
     def until_taken(self, sent: Sent) -> float | None:
         """Seconds to remember a task that was sent and nobody has taken. Taken, it is kept until it has ended."""
@@ -187,8 +137,7 @@ class Ledger:
         :raises NotUnique: it comes out of the dead letters, and another task has its unique key meanwhile.
         :raises BrokerUnavailable: the store is away.
         """
-        if queue in self._registered and queue not in await self.queues(queue):  # the store was emptied
-            await self.register(queue, sorted(self._registered[queue]))
+        await self.topics.assure(queue)
         key = f"run/{taskid}/{queue}"
         state, expected = RunState("queued"), ABSENT
         while True:
@@ -203,16 +152,16 @@ class Ledger:
                 if await self._end(held, asked) is not None:
                     return held
             else:
-                kept: list[str] = []
-                if revived or asked.expiring:
-                    kept = [f"task/{taskid}"] if asked.unique is None else [f"task/{taskid}", asked.unique]
                 if revived:
                     state.again = asked.again or 0.0
                     if asked.unique is not None:
                         await self.reserve(asked.unique, taskid)
+                keeping: list[Change] = []
+                if revived or asked.expiring:
+                    keeping = [Touch(f"task/{taskid}", None), *await self._holding(asked.unique, taskid)]
                 state.begin(self._worker, self._clock.time(), delivery)
                 put = Put(key, records.encode(state), expect=expected)
-                version = (await self._apply(put, *(Touch(one, None) for one in kept)))[0]
+                version = (await self._records.apply(put, *keeping))[0]
                 if version is not None:
                     return Held(taskid, queue, version, state, delivery, state.started)
             state, expected = await self._run(key)
@@ -273,11 +222,14 @@ class Ledger:
         key = f"run/{held.taskid}/{held.queue}"
         while True:
             state, version = await self._run(key)
-            if not state.ended or state.lasts:
+            if not state.ended:
+                return
+            if state.lasts:  # somebody was at it, and may not have come to its end
+                await self._records.apply(Touch(key, LONGEST + SPARE), Touch(f"task/{held.taskid}", LONGEST))
                 return
             state.lasts = True
             put = Put(key, records.encode(state), LONGEST + SPARE, version)
-            if (await self._apply(put, Touch(f"task/{held.taskid}", LONGEST)))[0] is not None:
+            if (await self._records.apply(put, Touch(f"task/{held.taskid}", LONGEST)))[0] is not None:
                 return
 
     async def look_at(self, held: Held) -> RunState:
@@ -286,7 +238,7 @@ class Ledger:
 
     async def wants_cancel(self, held: Held) -> bool:
         """Whether somebody wants the run to end, or it has ended elsewhere, or goes on with a later delivery."""
-        (entry,) = await self._get(f"run/{held.taskid}/{held.queue}")
+        (entry,) = await self._records.get(f"run/{held.taskid}/{held.queue}")
         if entry is None or entry.version == held.version:
             return False
         run = records.decode_run(entry.value)
@@ -299,11 +251,11 @@ class Ledger:
         ttl = self._ttl(asked.result_ttl)
         put = Put(key, value, self._keep(held.state, ttl) if asked.runs == 1 else None, held.version, tell=True)
         if held.attempt is not None and asked.runs == 1 and asked.unique is None and ttl > SPARE:  # in one go
-            version = (await self._apply(put, Touch(f"task/{held.taskid}", ttl)))[0]
+            version = (await self._records.apply(put, Touch(f"task/{held.taskid}", ttl)))[0]
             if version is None:  # it may not have ended
-                await self._apply(Touch(f"task/{held.taskid}", None))
+                await self._records.apply(Touch(f"task/{held.taskid}", None))
             return version
-        (version,) = await self._apply(put)
+        (version,) = await self._records.apply(put)
         if version is not None:
             await self._see_off(held.taskid, asked)
         return version
@@ -319,12 +271,21 @@ class Ledger:
             return
         if asked.unique is not None:
             await self.free(asked.unique, taskid)
-        (task,) = await self._get(f"task/{taskid}")
+        (task,) = await self._records.get(f"task/{taskid}")
         if any(entry is not None and entry.expires_at is None for entry in (task, *entries)):
             ttl = LONGEST if any(run.lasts for run in runs) else self._ttl(asked.result_ttl)
             kept = zip(entries, runs, strict=True)
             touches = [Touch(entry.key, self._keep(run, ttl)) for entry, run in kept if entry.expires_at is None]
-            await self._apply(*touches, Touch(f"task/{taskid}", ttl))
+            await self._records.apply(*touches, Touch(f"task/{taskid}", ttl))
+            if ttl < LONGEST and any(run.trials and run.state != "succeeded" for run in runs):
+                await self._keep_on(taskid)
+
+    async def _keep_on(self, taskid: str) -> None:
+        """Somebody may have found (`keep`), while a task was seen off, that it is to be remembered for long."""
+        entries = await self.store.scan(f"run/{taskid}/", limit=PAGE)
+        kept = [Touch(entry.key, LONGEST + SPARE) for entry in entries if records.decode_run(entry.value).lasts]
+        if kept:
+            await self._records.apply(*kept, Touch(f"task/{taskid}", LONGEST))
 
     def _keep(self, run: RunState, ttl: float) -> float:
         """Seconds to keep a run that has ended, of a task that is remembered for `ttl`: longer than that, and what
@@ -337,7 +298,7 @@ class Ledger:
         """Change a run that goes on. If it is not ours any more, its end will show that."""
         key = f"run/{held.taskid}/{held.queue}"
         while True:
-            (version,) = await self._apply(Put(key, records.encode(held.state), expect=held.version))
+            (version,) = await self._records.apply(Put(key, records.encode(held.state), expect=held.version))
             if version is not None:
                 held.version = version
                 return
@@ -424,7 +385,7 @@ class Ledger:
         """As `cancel`, of a task that has no runs: nobody was on its topic."""
         key = f"task/{taskid}"
         while True:
-            (entry,) = await self._get(key)
+            (entry,) = await self._records.get(key)
             if entry is None:
                 raise UnknownTask(taskid)
             sent, now = records.decode_sent(entry.value), self._clock.time()
@@ -432,7 +393,7 @@ class Ledger:
                 return False
             value = records.encode(msgspec.structs.replace(sent, cancelled_at=now))
             put = Put(key, value, self._ttl(sent.result_ttl), entry.version, tell=True)
-            if (await self._apply(put))[0] is not None:
+            if (await self._records.apply(put))[0] is not None:
                 if sent.terms.unique is not None:
                     await self.free(sent.terms.unique, taskid)
                 return True
@@ -444,7 +405,8 @@ class Ledger:
                 return False
             if state.state == "running":
                 state.cancel = True
-                if (await self._apply(Put(key, records.encode(state), expect=version, tell=True)))[0] is not None:
+                put = Put(key, records.encode(state), expect=version, tell=True)
+                if (await self._records.apply(put))[0] is not None:
                     return True
                 continue
             now = self._clock.time()
@@ -452,7 +414,7 @@ class Ledger:
             held = Held(taskid, key.removeprefix(f"run/{taskid}/"), version, state)
             if await self._end(held, sent.terms) is not None:
                 if sent.due_at is not None and sent.due_at > now:
-                    await self._apply(Touch(key, sent.due_at - now + TOMBSTONE))
+                    await self._records.apply(Touch(key, sent.due_at - now + TOMBSTONE))
                 return True
 
     async def revive(self, taskid: str) -> tuple[Sent, list[str]]:
@@ -472,22 +434,22 @@ class Ledger:
                 state.state, state.ended_at, state.error, state.cancel = "queued", None, None, False
                 state.delivery = 0
                 put = Put(f"run/{taskid}/{queue}", records.encode(state), None, version, tell=True)
-                if (await self._apply(put, Touch(f"task/{taskid}", None)))[0] is not None:
+                if (await self._records.apply(put, Touch(f"task/{taskid}", None)))[0] is not None:
                     revived.append(queue)
         return sent, revived
 
     async def _sent(self, taskid: str) -> Sent:
-        (entry,) = await self._get(f"task/{taskid}")
+        (entry,) = await self._records.get(f"task/{taskid}")
         if entry is None:
             raise UnknownTask(taskid)
         return records.decode_sent(entry.value)
 
     async def _places(self, sent: Sent) -> list[str]:
         """The queues in which a task may have runs: those its sender knew of, and who was new on its topic then."""
-        return list(dict.fromkeys((*sent.queues, *await self.queues(sent.topic))))
+        return list(dict.fromkeys((*sent.queues, *await self.topics.queues(sent.topic))))
 
     async def _look(self, taskid: str, queues: Sequence[str]) -> Standing:
-        task, *runs = await self._get(f"task/{taskid}", *[f"run/{taskid}/{queue}" for queue in queues])
+        task, *runs = await self._records.get(f"task/{taskid}", *[f"run/{taskid}/{queue}" for queue in queues])
         if task is None:
             raise UnknownTask(taskid)
         return await self._standing(task, records.decode_sent(task.value), dict(zip(queues, runs, strict=True)))
@@ -518,23 +480,8 @@ class Ledger:
     # -- the store
 
     async def _run(self, key: str) -> tuple[RunState, int]:
-        (entry,) = await self._get(key)
+        (entry,) = await self._records.get(key)
         return (RunState("queued"), ABSENT) if entry is None else (records.decode_run(entry.value), entry.version)
-
-    async def _get(self, *keys: str) -> list[Entry | None]:
-        check_keys(keys)  # or the others who look would be refused too
-        return await self._looking.do(keys)
-
-    async def _get_groups(self, groups: Sequence[Sequence[str]]) -> list[list[Entry | None]]:
-        found = iter(await self.store.get([key for group in groups for key in group]))
-        return [[next(found) for _ in group] for group in groups]
-
-    async def _apply(self, *changes: Change) -> list[int | None]:
-        return await self._gathering.do(changes)
-
-    async def _apply_groups(self, groups: Sequence[Sequence[Change]]) -> list[list[int | None]]:
-        outcomes = iter(await self.store.apply([change for group in groups for change in group]))
-        return [[next(outcomes) for _ in group] for group in groups]
 
     @staticmethod
     def _ttl(given: float | None) -> float:

@@ -1,7 +1,7 @@
 """The journal: what is stored of transactions, and how it is changed.
 
-    transaction/<taskid>        one (`Stored`), under the id of the task in whose run it is
-    transaction-event/<taskid>  it has changes that nobody was told; since when, in Unix seconds
+    transaction/<id>        one (`Stored`), under the id of the task in whose run it is (`transaction_id`)
+    transaction-event/<id>  it has changes that nobody was told; since when, in Unix seconds
 
 Two may want to change one: the run that it is in, and whoever suspends or cancels it. Each change names the
 version it is made to, so exactly one of them comes first and the other one sees it.
@@ -10,9 +10,11 @@ version it is made to, so exactly one of them comes first and the other one sees
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import quote
 
 import msgspec
 
@@ -56,6 +58,7 @@ SETTLED = 60.0
 LONG = 30 * 86_400.0
 """Seconds for which a finished one is kept at least while its run goes on, or something of it is not told."""
 PAGE = 100
+LONGEST_QUEUE = 32  # characters of a queue's name in an id
 
 Send = Callable[[str, Mapping[str, Any], str], Awaitable[None]]
 """`send(topic, content, taskid)` issues the task that an event is; the same id is the same task."""
@@ -75,7 +78,7 @@ class TransactionRecord(msgspec.Struct, frozen=True):
     """Everything that is known of a transaction. Times are ISO 8601 with offset and microseconds."""
 
     id: str
-    """The id of the task in whose run it is."""
+    """That of the task in whose run it is; if it has several runs, `….` and the name of this one's task behind it."""
     name: str
     task: str
     """The task's name."""
@@ -128,6 +131,8 @@ class Stored(msgspec.Struct, array_like=True):
     turns: int = 0
     """Changes of status."""
     untold: list[Turn] = []
+    taskid: str | None = None
+    """Of the task, where its id is another one."""
 
     def done(self, name: str) -> Done | None:
         return next((one for one in self.steps if one.name == name), None)
@@ -162,6 +167,11 @@ class Kept(NamedTuple):
     id: str
     stored: Stored
     version: int
+
+    @property
+    def taskid(self) -> str:
+        """Of the task in whose run it is."""
+        return self.id if self.stored.taskid is None else self.stored.taskid
 
 
 class Journal:
@@ -200,6 +210,21 @@ class Journal:
         if kept is None:
             raise UnknownTransaction(id)
         return kept
+
+    async def of_task(self, taskid: str) -> list[Kept]:
+        """The transactions of a task that has several runs, the first hundred.
+
+        :raises BrokerUnavailable: the store is away.
+        """
+        prefix = key(f"{taskid}.")
+        check_keys([prefix])
+        entries = await self._store.scan(prefix, limit=PAGE)
+        found: list[Kept] = []
+        for entry in entries:
+            with contextlib.suppress(msgspec.DecodeError):  # of another version
+                if (kept := _read(entry)).taskid == taskid:
+                    found.append(kept)
+        return found
 
     async def latest(self, page: int = PAGE) -> AsyncGenerator[Kept, None]:
         """Every transaction, the latest first.
@@ -314,6 +339,18 @@ class Journal:
                 break
             told = one.number
         return told
+
+
+def transaction_id(taskid: str, queue: str, runs: int) -> str:
+    """The id of the transaction in the run of a task in this queue: the task's, if that is its only run, else with
+    the queue's name behind it, in which what is no letter, digit or one of `_.-` is written `~2F`: it stands in URLs.
+    """
+    if runs == 1:
+        return taskid
+    text = quote(queue, safe="").replace("~", "%7E").replace("%", "~")
+    if len(text) > LONGEST_QUEUE:
+        text = f"~{hashlib.sha256(queue.encode()).hexdigest()[: LONGEST_QUEUE - 1]}"
+    return f"{taskid}.{text}"
 
 
 def key(id: str) -> str:

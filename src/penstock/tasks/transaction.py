@@ -28,9 +28,22 @@ from penstock.errors import (
 )
 from penstock.stores.ledger import MOST_BODY, Held, Ledger
 from penstock.stores.records import Body, State
-from penstock.tasks.journal import CANCELLED, COMPLETE, FINISHED, OPEN, Done, Journal, Kept, Status, Stored, remembered
+from penstock.tasks.journal import (
+    CANCELLED,
+    COMPLETE,
+    FINISHED,
+    OPEN,
+    Done,
+    Journal,
+    Kept,
+    Status,
+    Stored,
+    remembered,
+    transaction_id,
+)
 from penstock.tasks.passage import Passage
 from penstock.tasks.progress import Progress, nowhere, unheard
+from penstock.terms import Terms
 
 if TYPE_CHECKING:
     from penstock.app import App
@@ -38,13 +51,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("penstock.transactions")
 
 FIRST_RETRY, LONGEST_RETRY = 0.05, 5.0  # seconds
+MOST_STEPS = 1000
+"""Of a transaction: each writes all of them."""
+LONGEST_NAME = 200  # characters
 
 
 def transaction(name: str | None = None) -> Transaction:
     """`async with transaction("order") as t:` in a task: what `t.step` has done is not done again when the run is
     repeated, and can be undone. The default of `name` is the task's.
 
-    :raises ValueError: a name that is no text.
+    :raises ValueError: a name that is no text of 1 to 200 characters.
     """
     return Transaction(name)
 
@@ -66,7 +82,7 @@ class Transaction:
 
     @property
     def id(self) -> str:
-        """The task's.
+        """The task's; if that has several runs, with the name of this one's task behind it.
 
         :raises TransactionError: it has not begun.
         """
@@ -129,14 +145,16 @@ class Transaction:
         asked = terms.read(current_message.get().source.headers)
         self._home, run = progress.loop, held.attempt or 0
         self._held, journal = held, _journal(progress.ledger, app)
-        self._journal = journal
+        self._id, self._journal = transaction_id(held.taskid, held.queue, asked.runs), journal
         passage = self._passage = Passage(run, journal.now, journal.tells)
         self._max_body = MAX_BODY if app is None else app.max_body
         now, name = journal.now(), self._name or held.queue
         ttl = remembered(asked.result_ttl, None if task is None else task.policy.result_ttl)
         first = Stored(name, held.queue, now, ttl, run, updated_at=now)
+        if self._id != held.taskid:
+            first.taskid = held.taskid
         lost = {trial.number for trial in held.state.trials if trial.outcome == "lost"}
-        await self._change(lambda stored: passage.enter(stored, first, lost), held.taskid, first)
+        await self._change(lambda stored: passage.enter(stored, first, lost), self._id, first)
         self._entered = True
         if self.status not in (OPEN | COMPLETE | {"Cancelling"}):
             self._entered = False
@@ -182,10 +200,11 @@ class Transaction:
 
         A process that dies in the middle of a step has it done again: let it be repeatable.
 
-        :raises TransactionError: outside of the block; a name that another step has; another run goes on with it.
+        :raises TransactionError: outside of the block; a name that another step has; another run goes on with it; it
+            has 1000 steps already.
         :raises TransactionSuspended, TransactionCancelled: somebody wants that.
         :raises BodyTooLarge, Unencodable: its result cannot be recorded: it counts as not done.
-        :raises ValueError: a name that is no text.
+        :raises ValueError: a name that is no text of 1 to 200 characters.
         """
         _check_name("a step's name", name)
         if not self._entered:
@@ -212,12 +231,14 @@ class Transaction:
         """The run has ended in another way than by leaving the block: at its limit, or cancelled."""
 
         def give_up(stored: Stored) -> bool:
-            return stored.queue == self._held.queue and self._passage.give_up(stored, error)
+            if stored.queue != self._held.queue:
+                raise UnknownTransaction(self._id)
+            return self._passage.give_up(stored, error)
 
         try:
-            await self._change(give_up, self._held.taskid)
+            await self._change(give_up, self._id)
         except UnknownTransaction:
-            pass  # it was about to begin
+            pass  # it was about to begin, or was refused for another one
         except TransactionError as unread:
             log.warning("%s", unread)
             self._unread = True
@@ -245,6 +266,9 @@ class Transaction:
     # -- doing and undoing
 
     async def _carry_out(self, name: str, call: Callable[[], Any]) -> Done:
+        known = self._seen.union(done.name for done in self._stands.stored.steps)
+        if len(known) > MOST_STEPS:
+            raise TransactionError(f"step {name!r}: transaction {self.id} has {MOST_STEPS} steps, the most it may have")
         await self._change(lambda stored: self._passage.begin(stored, name))
         if self.status not in OPEN:
             raise self._why_not(f"step {name!r} is none of it")
@@ -342,7 +366,7 @@ class Transaction:
         return kept
 
 
-async def given_up(ledger: Ledger, held: Held, error: str) -> bool:
+async def given_up(ledger: Ledger, held: Held, asked: Terms, error: str) -> bool:
     """A task's run has ended without success where nothing of its transaction ran: the one that it may have begun is
     suspended. Whether there is one that is not over, or cannot be read.
 
@@ -350,7 +374,7 @@ async def given_up(ledger: Ledger, held: Held, error: str) -> bool:
     """
     journal = _journal(ledger, current_app.get(None))
     try:
-        kept = await journal.find(held.taskid)
+        kept = await journal.find(transaction_id(held.taskid, held.queue, asked.runs))
     except TransactionError as unread:
         log.warning("%s", unread)
         return True
@@ -363,7 +387,7 @@ async def given_up(ledger: Ledger, held: Held, error: str) -> bool:
         stored.turn("Suspending", journal.now(), journal.tells, error)
         return True
 
-    kept = await journal.tell(await journal.change(held.taskid, suspend, kept))
+    kept = await journal.tell(await journal.change(kept.id, suspend, kept))
     return kept.stored.status not in FINISHED
 
 
@@ -415,7 +439,7 @@ async def _written(
 
 
 def _check_name(what: str, name: Any) -> None:
-    """:raises ValueError: no text, or none that every store could keep."""
+    """:raises ValueError: no text, or none that every store could keep, or too long a one."""
     check_text(what, name)
-    if not name:
-        raise ValueError(f"{what} is not empty")
+    if not 0 < len(name) <= LONGEST_NAME:
+        raise ValueError(f"{what} has 1 to {LONGEST_NAME} characters, not {len(name)}")

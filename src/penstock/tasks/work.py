@@ -50,6 +50,7 @@ MAX_TRACEBACK = 6000  # characters
 MAX_MESSAGE = 4000
 UNDOING = 3
 """Times that a run begins again, beyond its retries, to undo what somebody has cancelled."""
+OUTSIDE = "its run ended outside of it"
 MAX_HEADERS = 16_000  # characters of an answer's headers, so that every system can carry them
 
 
@@ -100,15 +101,19 @@ class Work:
             if asked.deadline is None or self._around.clock.time() <= asked.deadline:
                 await self._reply(delivery.reply_to, delivery.id, FAILED, *codec.encode(failure))
             return burial.reason == "crashed"  # the caller has all there is to know of the others
-        held, asked, transaction = self._begun.pop(delivery.id, (None, asked, None))
+        number = history.read(delivery.headers).attempts + delivery.redelivered + 1
+        begun = self._begun.pop(delivery.id, None)
         if self._ledger is None or not asked.recorded:
             return True
-        if held is None:
-            number = history.read(delivery.headers).attempts + delivery.redelivered + 1
+        if begun is not None and begun[0].delivery >= number:
+            held, asked, transaction = begun
+        else:  # or it is of an earlier delivery, which was lost before it was buried
+            transaction = None
             held = await self._ledger.at_hand(delivery.id, self._task.name, asked, number)
             if held.over:
+                await self._given_up_late(self._ledger, held, asked)
                 return held.state.state == "failed"  # else it is done with
-            if await given_up(self._ledger, held, _line(failure)):
+            if await given_up(self._ledger, held, asked, _line(failure)):
                 asked = _for_long(asked)
         run = await self._finish(held, "failed", asked, transaction, error=failure, line=_line(failure))
         return run.state == "failed"
@@ -212,7 +217,7 @@ class Work:
             raise Unavailable(f"the store: {one_line(error)}") from error
         if held.over:
             log.debug("%s: task %s is %s, and needs no other run", self._task.name, source.id, held.state.state)
-            await self._until_done(lambda: self._given_up_late(ledger, held))
+            await self._until_done(lambda: self._given_up_late(ledger, held, asked))
             _bury_if_failed(held.state)
             return
         progress = Progress(ledger, held)
@@ -245,8 +250,10 @@ class Work:
         finally:
             progress.stop()
         await progress.close()
-        if progress.transaction is not None and progress.transaction.left_open:
-            await progress.transaction.give_up("its run ended outside of it")
+        if progress.transaction is None:
+            await self._outlasting(held, None, asked, OUTSIDE)
+        elif progress.transaction.left_open:
+            await progress.transaction.give_up(OUTSIDE)
         result = Body(body, dict(described))
         _bury_if_failed(await self._finish(held, "succeeded", asked, progress.transaction, result=result))
 
@@ -257,16 +264,17 @@ class Work:
         if transaction is not None:
             await transaction.give_up(line)
             return asked if transaction.over else _for_long(asked)
-        if not held.state.lasts:  # no earlier attempt says that it has begun one
+        if not _may_have_begun_one(held):
             return asked
-        return _for_long(asked) if await self._until_done(lambda: given_up(ledger, held, line)) else asked
+        return _for_long(asked) if await self._until_done(lambda: given_up(ledger, held, asked, line)) else asked
 
-    async def _given_up_late(self, ledger: Ledger, held: Held) -> None:
+    async def _given_up_late(self, ledger: Ledger, held: Held, asked: Terms) -> None:
         """A run was ended by somebody else than who carried it out: what that one would have done of `_outlasting`."""
         run = held.state
         if not run.ended or run.state == "succeeded" or not _may_have_begun_one(held):
             return
-        if await given_up(ledger, held, "its task was cancelled" if run.error is None else _line(run.error)):
+        line = "its task was cancelled" if run.error is None else _line(run.error)
+        if await given_up(ledger, held, asked, line):
             await ledger.keep(held)
 
     async def _taken_over(self, ledger: Ledger, held: Held, transaction: Transaction | None) -> bool:
@@ -322,7 +330,9 @@ class Work:
         run = await self._until_done(lambda: ledger.finish(held, state, asked, result=result, error=error, line=line))
         if run.state != state:
             log.warning("%s: task %s has %s too late: it is %s", self._task.name, held.taskid, state, run.state)
-        if transaction is not None and run.ended and asked.runs == 1:
+        if asked.result_ttl == LONGEST and run.ended and run.state != "succeeded" and not run.lasts:
+            await self._until_done(lambda: ledger.keep(held))  # whoever has ended it did not know of the transaction
+        if transaction is not None and (run.state == "succeeded" or (run.ended and asked.runs == 1)):
             await transaction.expire()
         return run
 
@@ -388,8 +398,9 @@ _CANCELLED: Any = _Cancelled()
 
 def _may_have_begun_one(held: Held) -> bool:
     """Whether an attempt may have begun a transaction: it says so, or was lost and could not say anything."""
-    lost = held.state.state == "cancelled" and any(trial.outcome == "lost" for trial in held.state.trials)
-    return held.state.lasts or lost
+    run = held.state
+    forgotten = len(run.trials) < run.started
+    return run.lasts or forgotten or any(trial.outcome == "lost" for trial in run.trials)
 
 
 def _for_long(asked: Terms) -> Terms:

@@ -100,7 +100,7 @@ class Failures:
 
     def count(self, address: str) -> None:
         """It was wrong."""
-        key, now = _network(address), self._clock.monotonic()
+        key, now = network(address), self._clock.monotonic()
         began, times = self._seen.pop(key, (now, 0))
         self._seen[key] = (now, 1) if now - began >= WINDOW else (began, times + 1)
         while len(self._seen) > MOST_ADDRESSES:
@@ -110,7 +110,7 @@ class Failures:
         """Seconds for which it is not heard; 0: it is."""
         if not self._seen:
             return 0.0
-        began, times = self._seen.get(_network(address), (0.0, 0))
+        began, times = self._seen.get(network(address), (0.0, 0))
         return max(began + WINDOW - self._clock.monotonic(), 0.0) if times >= FAILURES else 0.0
 
 
@@ -118,12 +118,14 @@ def _hash(secret: str) -> bytes:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
-def _network(address: str) -> str:
-    """Whoever has an IPv6 address has 2^64 of them."""
+def network(address: str) -> str:
+    """Whoever has an IPv6 address has 2^64 of them; but one of IPv4 that is written as such is one."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address
-    if parsed.version == 4:
+    if isinstance(parsed, ipaddress.IPv4Address):
         return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False))

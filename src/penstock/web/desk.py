@@ -60,6 +60,10 @@ class Desk(Protocol):
         """:raises BrokerUnavailable: it is away."""
         ...
 
+    async def caught_up(self) -> None:
+        """Until what the book says now is hosted here, or could not be; not for long."""
+        ...
+
     async def send(self, topic: str, content: dict[str, Any], expire: float | None = 10.0) -> str:
         """:raises TypeError: content that is no mapping.
         :raises QueueFull: too much waits already.

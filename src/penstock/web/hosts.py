@@ -10,7 +10,7 @@ from penstock.errors import ConfigError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::([0-9]{1,5}))?", re.I)
+_HOST = re.compile(r"(?:\[([0-9a-f]*:[0-9a-f:.]*)\]|([a-z0-9._-]+))(?::([0-9]{1,5}))?", re.I)
 
 
 class Hosts:

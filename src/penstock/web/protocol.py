@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from penstock.web import answers
+from penstock.web.access import network
 
 MOST_HEAD = 65_536
 """Bytes of a request's first line and headers, and of what follows its body; one read more at worst."""
@@ -16,6 +18,11 @@ HEAD_WITHIN = 20.0
 """Seconds that they may take to arrive, from the connection's beginning or their first byte."""
 REST_WITHIN = 20.0
 """Seconds that what is left of a body may take, once its request is answered."""
+TAKEN_WITHIN = 30.0
+"""Seconds within which a client takes `LEAST_TAKEN` of what waits for it, or all of that: else it is cut off."""
+LEAST_TAKEN = 16_384  # bytes
+OF_ONE_PLACE = 0.75
+"""What a client may have of the connections that there may be."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -24,8 +31,10 @@ class Protocol(HttpToolsProtocol):
     _in_head = True
     _head = 0
     _after = 0
+    _heads = 0
     _refused = False
     _late: asyncio.TimerHandle | None = None
+    _taking: asyncio.TimerHandle | None = None
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -33,22 +42,40 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency:
+        self.transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken
+        if self.limit_concurrency is not None and self._is_one_too_many(self.limit_concurrency):
             self.transport.abort()  # one that is told why has a file open all the while
         else:
             self._expect_head()
 
+    def _is_one_too_many(self, most: int) -> bool:
+        """Of all, or of those from one place: nobody keeps all others out."""
+        of_one, here = math.ceil(most * OF_ONE_PLACE), _place(self)
+        if len(self.connections) <= of_one:
+            return False
+        return len(self.connections) > most or sum(_place(one) == here for one in self.connections) > of_one
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_came()
+        self._taken()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._taking is None:
+            self._expect_taking()
+
+    def resume_writing(self) -> None:
+        self._taken()
+        super().resume_writing()
+
     def data_received(self, data: bytes) -> None:
-        before = self._in_head
+        before, heads = self._in_head, self._heads
         if before and self._late is None:
             self._expect_head()
         self._after += len(data)
         super().data_received(data)
-        if self._in_head and before:
+        if self._in_head and before and self._heads == heads:  # else a whole request was in it, with its body
             self._head += len(data)
             if self._head > MOST_HEAD and not self.transport.is_closing():
                 self.send_400_response("The head of the request is too large.")
@@ -61,6 +88,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head, self._head, self._after = False, 0, 0
+        self._heads += 1
         self._head_came()
         if self.parser.should_upgrade() and not self._should_upgrade() and _has_body(self.headers):
             # The parser takes its body for the other protocol: it would be gone, and an empty one be heeded.
@@ -89,6 +117,7 @@ class Protocol(HttpToolsProtocol):
             self._late = self.loop.call_later(REST_WITHIN, self.transport.close)
 
     def handle_websocket_upgrade(self) -> None:
+        self.transport.set_write_buffer_limits()
         super().handle_websocket_upgrade()
         websocket = self.transport.get_protocol()
         if not getattr(websocket, "handshake_initiated", True) and not self.transport.is_closing():
@@ -108,6 +137,28 @@ class Protocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _expect_taking(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._taking = self.loop.call_later(TAKEN_WITHIN, self._look_what_is_taken, left)
+
+    def _look_what_is_taken(self, before: int) -> None:
+        """What is written meanwhile cannot hide that nothing is taken: nobody writes before all is."""
+        if self.transport.get_write_buffer_size() > before - LEAST_TAKEN:
+            self.transport.abort()
+        else:
+            self._expect_taking()
+
+    def _taken(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
+
+def _place(connection: object) -> str:
+    """Where a connection comes from."""
+    client = getattr(connection, "client", None)
+    return network(client[0]) if client else ""
 
 
 def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:

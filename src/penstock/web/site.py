@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from starlette.requests import HTTPConnection
@@ -28,6 +29,8 @@ class Site:
         """The name of the session's: another one for each port, since browsers do not tell ports apart."""
         self.max_body = max_body
         """Bytes of a request's body."""
+        self.masking = asyncio.Lock()
+        """Held while an answer is masked."""
         self.counts: Callable[[], Mapping[str, int]] = dict
         self._audit: Audit | None = None
         self._metrics: Metrics | None = None

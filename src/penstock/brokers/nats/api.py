@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,13 +15,16 @@ from penstock.brokers.nats.line import Line, NobodyThereError, ask
 from penstock.brokers.nats.names import CONSUMER
 from penstock.errors import BrokerError, BrokerRefused, BrokerUnavailable, PublishError, StorageFull
 
+log = logging.getLogger("penstock.nats")
+
 NOT_FOUND = (10014, 10037, 10059)  # a consumer, a message, a stream
 NOT_ENABLED = (10039, 10076)
-NAME_IN_USE = 10058
 OVERLAPS = 10065
 EXISTS = (10013, 10105, 10148)  # a consumer of another shape
 NO_ROOM = (10002, 10023, 10028, 10047)
 STORE_FAILED = 10077
+NOT_NOW = (503, 10004, 10005, 10008, 10009, 10118, 10119, 10194, 10195)
+"""What a cluster says that has no leader, or too few servers: of itself, of a stream, of a consumer."""
 
 NO_JETSTREAM = "the server has no JetStream for us: start it with -js, or enable it for this account"
 
@@ -88,7 +92,7 @@ def as_ours(refusal: Refusal, what: str) -> BrokerError:
         return BrokerRefused(
             f"{what}: a stream of somebody else takes our subjects: {refusal}; name another space in the URL's path"
         )
-    if refusal.number in (10008, 10009, 10005) or refusal.number == 503:
+    if refusal.number in NOT_NOW:
         return BrokerUnavailable(f"{what}: {refusal}")
     return BrokerRefused(f"{what}: {refusal}")
 
@@ -152,12 +156,25 @@ class Api:
             raise as_ours(refusal, "JetStream") from None
 
     async def make_stream(self, **config: Any) -> bool:
-        """Idempotent; False: it was there.
+        """Have one of that name, alike or not; False: it was there.
 
-        :raises Refusal: `NAME_IN_USE`: there is one of that name that is not alike; others.
+        It is looked for first: in a cluster whoever leads it says so, where making one needs the leader of all.
+
+        :raises Refusal: it cannot be made.
         """
-        config = {"storage": "file", "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, **config}
-        return bool((await self.ask(f"STREAM.CREATE.{config['name']}", config)).get("did_create"))
+        name, wanted = config["name"], config["num_replicas"]
+        found = await self.stream(name)
+        if found is None:
+            config = {"storage": "file", "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, **config}
+            try:
+                return bool((await self.ask(f"STREAM.CREATE.{name}", config)).get("did_create"))
+            except Refusal:
+                if await self.stream(name) is None:
+                    raise
+        elif found["config"]["num_replicas"] < wanted and not self.line.proven:
+            has = found["config"]["num_replicas"]
+            log.warning("stream %s exists with %d replicas and is used as it is, not with %d", name, has, wanted)
+        return False
 
     async def stream(self, name: str, **question: Any) -> Any:
         """Its config and state; None: there is none."""
@@ -196,6 +213,13 @@ class Api:
         }
         question = {"stream_name": stream, "config": config}
         return _consumer(await self.ask(f"CONSUMER.DURABLE.CREATE.{stream}.{CONSUMER}", question))
+
+    async def end_consumer(self, stream: str) -> None:
+        try:
+            await self.ask(f"CONSUMER.DELETE.{stream}.{CONSUMER}")
+        except Refusal as refusal:
+            if refusal.number not in NOT_FOUND:  # as it may be when it is asked again
+                raise
 
     async def message(self, stream: str, **question: Any) -> Message | None:
         """One stored message: `seq=`, `last_by_subj=` or both of `seq=`, `next_by_subj=`; None: there is none."""

@@ -69,8 +69,7 @@ class Bindings:
                 description="Penstock: which queue is bound to which name",
             )
         except Refusal as refusal:
-            if await api.stream(self._names.bindings_stream) is None:
-                raise as_ours(refusal, f"stream {self._names.bindings_stream}") from None
+            raise as_ours(refusal, f"stream {self._names.bindings_stream}") from None
 
     def forget_all(self) -> None:
         self.news.update(self._known.keys())

@@ -15,7 +15,7 @@ from penstock.brokers.base import Ack, Capabilities, OnLost, Queue
 from penstock.brokers.nats import names as naming
 from penstock.brokers.nats import wire
 from penstock.brokers.nats.admin import NatsAdmin
-from penstock.brokers.nats.api import NAME_IN_USE, Api, Refusal, as_ours
+from penstock.brokers.nats.api import Api, Refusal, as_ours
 from penstock.brokers.nats.bindings import Bindings
 from penstock.brokers.nats.headcount import Count, Headcount
 from penstock.brokers.nats.inbox import NatsInbox
@@ -49,8 +49,9 @@ class NatsBroker:
     A space is a prefix of subjects and streams, `penstock` unless said otherwise. Options by URL query: `replicas` (1)
     of the streams it makes, `dedup` (false: whether a message whose id was published to a queue within
     `duplicate_window`, 120 seconds, is stored once), `timeout` (10 seconds for a connection or an answer), `servers`
-    (others of the cluster, `host:port,host:port`), and the driver's own: `ping_interval` (10 seconds), `creds`,
-    `token`, `nkeys_seed`, `cafile`, `certfile`, `keyfile`, `tls_hostname`, `tls_first`, `inbox_prefix`, `name`.
+    (others of the cluster, `host:port,host:port`), `creds` (a file of a token and a seed), `nkeys_seed` (a seed, or a
+    file that holds one), and the driver's own: `ping_interval` (10 seconds), `token`, `cafile`, `certfile`, `keyfile`,
+    `tls_hostname`, `tls_first`, `inbox_prefix`, `name`.
     """
 
     def __init__(self, url: str, *, vhost: str | None = None) -> None:
@@ -105,7 +106,8 @@ class NatsBroker:
     async def _begin(self, line: Line) -> None:
         """What a new line needs before anybody uses it."""
         api = Api(line, self.link.timeout)
-        await api.check()
+        if not line.proven:  # who leads a cluster may be away, and those who lead the streams here
+            await api.check()
         await self.bindings.begin(line, api)
         await self.notes.begin(api)
         self.headcount.begin(line)
@@ -171,23 +173,18 @@ class NatsBroker:
     async def _make(self, api: Api, queue: Queue) -> None:
         """The stream first, which keeps what nobody consumes yet; only what is bound is published to it."""
         stream = self.names.stream(queue.name)
-        try:
-            made = await api.make_stream(
-                name=stream,
-                subjects=[self.names.subjects(queue.name)],
-                retention="workqueue",
-                discard="new",
-                max_msgs=-1 if queue.max_length is None else queue.max_length,
-                num_replicas=self._replicas,
-                duplicate_window=round(self._window * 1e9),
-                description=f"Penstock: queue {queue.name}"[:1000],
-            )
-        except Refusal as refusal:
-            if refusal.number != NAME_IN_USE:
-                raise
-        else:
-            if made:
-                self.news.tell(api.line, Item(queue.name))
+        made = await api.make_stream(
+            name=stream,
+            subjects=[self.names.subjects(queue.name)],
+            retention="workqueue",
+            discard="new",
+            max_msgs=-1 if queue.max_length is None else queue.max_length,
+            num_replicas=self._replicas,
+            duplicate_window=round(self._window * 1e9),
+            description=f"Penstock: queue {queue.name}"[:1000],
+        )
+        if made:
+            self.news.tell(api.line, Item(queue.name))
         config = await self._existing(api, queue, stream)
         if config["max_msgs"] > 0:
             self._limits[queue.name] = config["max_msgs"]
@@ -210,7 +207,15 @@ class NatsBroker:
                     f"stream {stream} exists and is no queue of ours: its {key} is {config.get(key)!r}, not {value!r}"
                 )
         limit = config["max_msgs"] if config["max_msgs"] > 0 else None
-        if limit != queue.max_length and self.queues.get(queue.name) != queue:
+        is_news = self.queues.get(queue.name) != queue
+        if config["num_replicas"] < self._replicas and is_news:
+            log.warning(
+                "queue %r exists with %d replicas and is used as it is, not with %d",
+                queue.name,
+                config["num_replicas"],
+                self._replicas,
+            )
+        if limit != queue.max_length and is_news:
             log.warning(
                 "queue %r exists with max_length %s and is used as it is, not with %s",
                 queue.name,

@@ -127,13 +127,18 @@ class NatsInbox:
                 self._address = f"{line.inbox}.in.{next(_numbers)}"
             if self._address is not None:
                 wanted.add(self._address)
-            for subject in wanted - self._heard.keys():
+            fresh = wanted - self._heard.keys()
+            for subject in fresh:
                 self._heard[subject] = line.listen(subject, self._arrive)
             for subject in self._heard.keys() - wanted:
                 sid = self._heard.pop(subject)
                 line.leave(sid)
                 line.forget(sid)
             await line.flush(self._link.timeout)
+            if line.has_peers and fresh - {self._address}:
+                # The others are told of it in passing. Whoever answers a question that was asked later is on a server
+                # that has heard of it.
+                await self._broker.headcount.take(line)
 
     def _gone(self, line: Line) -> None:
         if line is self._line and not self._closed:

@@ -30,6 +30,8 @@ HIGH_WATER = 1_000_000  # bytes written but not yet on their way, beyond which w
 MANY = "maximum connections exceeded"
 """The server's word for it."""
 CLOSE_TIMEOUT = 5.0  # seconds
+ASK_AGAIN = 1.0
+"""Seconds after which a question without an answer is asked again."""
 ABORT_TIMEOUT = 0.5
 """Seconds to end what never began: a failed handshake may be waited for in vain."""
 
@@ -201,6 +203,11 @@ class Line:
         return self._client.max_payload
 
     @property
+    def has_peers(self) -> bool:
+        """The server is one of a cluster."""
+        return bool(self._client._server_info.get("cluster"))
+
+    @property
     def others(self) -> list[str]:
         """Other servers of the cluster, as this one named them."""
         return [f"{uri.scheme}://{uri.netloc}" for uri in self._client.discovered_servers]
@@ -364,7 +371,8 @@ class NobodyThereError(Exception):
 
 
 async def ask(line: Line, subject: str, payload: bytes, timeout: float) -> tuple[bytes, bytes | None]:
-    """The answer to one question: payload and header block.
+    """The answer to one question: payload and header block. It is one that may be asked twice: who was to answer it
+    in a cluster may have died, and whoever comes after him was not asked.
 
     :raises NobodyThereError: nobody is there to answer.
     :raises BrokerUnavailable: no answer in time, or the connection has ended.
@@ -373,9 +381,12 @@ async def ask(line: Line, subject: str, payload: bytes, timeout: float) -> tuple
     one = One()
     line.check()
     reply = line.expect(one, 0, subject)
-    line.write(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply, len(payload), payload))
+    question = b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply, len(payload), payload)
     try:
         async with asyncio.timeout(timeout):
+            while not one.done.done():
+                line.write(question)
+                await asyncio.wait({one.done}, timeout=ASK_AGAIN)
             data, block = await one.done
     except TimeoutError:
         raise BrokerUnavailable("no answer in time") from None

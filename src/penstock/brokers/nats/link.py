@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import re
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
+from urllib.parse import urlsplit
 
+from nats.aio.client import RawCredentials
 from nats.errors import Error as NatsError
 
 from penstock.brokers.nats.line import MANY, Line
@@ -40,8 +43,14 @@ INBOX = re.compile(r"[^\s.*>]+(\.[^\s.*>]+)*")
 _HOPELESS = re.compile("CERT|UNKNOWN_CA|WRONG_VERSION|PROTOCOL")
 """In why a handshake failed: it will fail again."""
 
-_CREDENTIALS = (b"BEGIN NATS USER JWT", b"BEGIN USER NKEY SEED")
-"""What stands in a file of credentials."""
+_PLACE = re.compile(r"[^\s/@?#,]+")
+"""What `servers` may name."""
+_SEED = re.compile(r"S[A-Z2-7]{57}")
+_CREDENTIALS = re.compile(
+    rf"BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT.*BEGIN USER NKEY SEED-+\s+({_SEED.pattern})\s", re.DOTALL
+)
+"""What stands in a file of credentials: a token and a seed."""
+_CREDS = "-----BEGIN NATS USER JWT-----\n{}\n------END\n-----BEGIN USER NKEY SEED-----\n{}\n------END\n"
 MAX_LOGIN = 2**16  # bytes of it
 
 _driver_log = logging.getLogger("nats")
@@ -61,9 +70,16 @@ class Link:
         self._inbox_prefix = options.get("inbox_prefix", "_INBOX")
         if not INBOX.fullmatch(self._inbox_prefix):
             raise ConfigError(f"inbox_prefix is the beginning of a subject, without wildcards: {self._inbox_prefix!r}")
-        self._servers = [_address(parts, f"{parts.host or '127.0.0.1'}:{parts.port or 4222}")]
-        self._servers += [_address(parts, one) for one in options.get("servers", "").split(",") if one]
+        self._host = parts.host or "127.0.0.1"
+        places = [f"{f'[{self._host}]' if ':' in self._host else self._host}:{parts.port or 4222}"]
+        places += [one.strip() for one in options.get("servers", "").split(",") if one.strip()]
+        if not all(_PLACE.fullmatch(place) for place in places):
+            raise ConfigError("servers are others of the cluster: host:port,host:port")
+        self._servers = [f"{parts.scheme}://{place}" for place in places]
         self._discovered: list[str] = []
+        self._last = ""
+        """The one that had us last."""
+        self._creds, self._seed = options.get("creds"), options.get("nkeys_seed")
         self._tls_files = {name: options.get(name) for name in ("cafile", "certfile", "keyfile")}
         self._secure = parts.scheme == "tls" or any(self._tls_files.values())
         if options.get("keyfile") and not options.get("certfile"):
@@ -96,60 +112,91 @@ class Link:
             return line
 
     async def _open(self) -> Line:
+        """To the first server that has us and can be worked with. One that greets nobody, or is cut off from its
+        cluster, must not keep us from the others."""
+        closings = self._closings
+        failures: list[BrokerUnavailable] = []
+        for server in self._in_turn():
+            try:
+                return await self._open_to(server, closings)
+            except BrokerUnavailable as error:
+                failures.append(error)
+                if closings != self._closings:
+                    break
+        raise failures[0] if len(failures) == 1 else BrokerUnavailable("; ".join(map(str, failures)))
+
+    def _in_turn(self) -> list[str]:
+        """The servers, the one that had us last behind its like; those that were not named in the URL may be out of
+        reach from here."""
+        named, found = list(self._servers), [one for one in self._discovered if one not in self._servers]
+        for some in (named, found):
+            if self._last in some:
+                behind = some.index(self._last) + 1
+                some[:] = some[behind:] + some[:behind]
+        return list(dict.fromkeys(named + found))
+
+    async def _open_to(self, server: str, closings: int) -> Line:
         if _driver_log.level == logging.NOTSET:
             _driver_log.setLevel(logging.CRITICAL)  # each failure is told once, by us
         line = Line(self._inbox_prefix, self._secure)
         line.proven = self._proven
-        closings = self._closings
+        shown = self._shown if server == self._servers[0] else server
         try:
-            options = {**self._driver, **await self._tls()}
-            await self._check_login()
+            options = {**self._driver, **await self._tls(server), **await self._login()}
             try:
                 async with asyncio.timeout(2 * self.timeout + 1):
-                    await line.open(servers=[*self._servers, *self._discovered], **options)
+                    await line.open(servers=[server], **options)
             except (NatsError, OSError, TimeoutError, ValueError) as error:
-                raise self.translate(line.last_error or error) from None
+                raise translate(line.last_error or error, shown) from None
             except ImportError as error:
                 raise BrokerRefused(f"creds and nkeys_seed need pip install 'penstock[nats]': {error}") from None
             except Exception as error:
                 if not type(error).__module__.startswith("nkeys"):
                     raise
-                raise BrokerRefused(f"{self._shown}: creds or nkeys_seed: {_in_one_line(error)}") from None
+                raise BrokerRefused(f"creds or nkeys_seed: {_in_one_line(error)}") from None
+            self._last = server
             await self._on_open(line)
             if closings != self._closings:
                 raise BrokerUnavailable("it was closed meanwhile")
         except BaseException as error:
             await line.close()
             if isinstance(error, BrokerError):
-                raise self.say(error) from None
+                raise _said(error, shown) from None
             raise
-        self._discovered = line.others
+        self._discovered = [*line.others, server]
         self._proven = line.proven = True
         return line
 
-    async def _tls(self) -> dict[str, Any]:
+    async def _tls(self, server: str) -> dict[str, Any]:
         """:raises BrokerRefused: files that are none, or do not belong together."""
         if not self._secure:
             return {}
         try:
-            return {"tls": await asyncio.to_thread(_context, **self._tls_files)}
+            options: dict[str, Any] = {"tls": await asyncio.to_thread(_context, **self._tls_files)}
         except (OSError, ValueError) as error:
             raise BrokerRefused(f"cafile, certfile or keyfile: {_in_one_line(error)}") from None
+        if server not in self._servers and _is_ip(urlsplit(server).hostname) and "tls_hostname" not in self._driver:
+            options["tls_hostname"] = self._host  # certificates have names, and servers tell of each other by numbers
+        return options
 
-    async def _check_login(self) -> None:
-        """A server that asks for no login would never have the file looked at.
+    async def _login(self) -> dict[str, Any]:
+        """Read anew for each connection: a token does not live for ever. Even a server that asks for no login has the
+        file looked at.
 
         :raises BrokerRefused: there is no such file, or no login in it.
         """
-        creds = self._driver.get("user_credentials")
-        if creds is None:
-            return
-        try:
-            held = await asyncio.to_thread(_read, creds)
-        except OSError as error:
-            raise BrokerRefused(f"creds: {creds}: {error.strerror}") from None
-        if not all(mark in held for mark in _CREDENTIALS):
-            raise BrokerRefused(f"creds: {creds} holds no user's token and seed")
+        login: dict[str, Any] = {}
+        if self._creds is not None:
+            found = _CREDENTIALS.search(await _read("creds", self._creds) + "\n")
+            if found is None:
+                raise BrokerRefused(f"creds:{_named(self._creds)} holds no user's token and seed")
+            login["user_credentials"] = RawCredentials(_CREDS.format(*found.groups()))
+        if self._seed is not None:
+            seed = self._seed if _SEED.fullmatch(self._seed) else (await _read("nkeys_seed", self._seed)).strip()
+            if not _SEED.fullmatch(seed):
+                raise BrokerRefused(f"nkeys_seed:{_named(self._seed)} holds no seed")
+            login["nkeys_seed_str"] = seed
+        return login
 
     async def close(self) -> None:
         """Idempotent; another `line()` opens again. A line that is being opened is closed as soon as it is there."""
@@ -158,43 +205,63 @@ class Link:
         if line is not None:
             await line.close()
 
-    def say(self, error: BrokerError) -> BrokerError:
-        """The same with the server's address before it."""
-        text = str(error)
-        return error if self._shown in text else type(error)(f"{self._shown}: {text}")
 
-    def translate(self, error: BaseException) -> BrokerError:
-        """What the driver says of a connection that could not be made, as one of ours, in one line."""
-        text = _in_one_line(error)
-        lower = text.lower()
-        if "authorization" in lower or "authentication" in lower:
-            return BrokerRefused(f"{self._shown} refuses the login: {text}")
-        if isinstance(error, ssl.SSLError) and _HOPELESS.search(error.reason or ""):
-            return BrokerRefused(f"{self._shown}: {text}")
-        if isinstance(error, ssl.SSLCertVerificationError | FileNotFoundError):
-            return BrokerRefused(f"{self._shown}: {text}")
-        if isinstance(error, ValueError) and not isinstance(error, OSError):
-            return BrokerRefused(f"{self._shown}: {text}")
-        if isinstance(error, NatsError) and any(word in lower for word in ("invalid", "nkeys", "credentials")):
-            return BrokerRefused(f"{self._shown}: {text}")
-        if MANY in lower:
-            return BrokerUnavailable(f"{self._shown}: the server has as many connections as it may have")
-        if isinstance(error, TimeoutError) and text in ("", "timeout"):
-            text = "no answer in time"
-        return BrokerUnavailable(f"{self._shown}: {text or type(error).__name__}")
+def _said(error: BrokerError, shown: str) -> BrokerError:
+    """The same with the server's address before it."""
+    text = str(error)
+    return error if shown in text else type(error)(f"{shown}: {text}")
 
 
-def _read(file: str) -> bytes:
-    with open(file, "rb") as opened:
-        return opened.read(MAX_LOGIN)
+def translate(error: BaseException, shown: str) -> BrokerError:
+    """What the driver says of a connection that could not be made, as one of ours, in one line."""
+    text = _in_one_line(error)
+    lower = text.lower()
+    if "authorization" in lower or "authentication" in lower:
+        return BrokerRefused(f"{shown} refuses the login: {text}")
+    if isinstance(error, ssl.SSLError) and _HOPELESS.search(error.reason or ""):
+        return BrokerRefused(f"{shown}: {text}")
+    if isinstance(error, ssl.SSLCertVerificationError | FileNotFoundError):
+        return BrokerRefused(f"{shown}: {text}")
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return BrokerRefused(f"{shown}: {text}")
+    if isinstance(error, NatsError) and any(word in lower for word in ("invalid", "nkeys", "credentials")):
+        return BrokerRefused(f"{shown}: {text}")
+    if MANY in lower:
+        return BrokerUnavailable(f"{shown}: the server has as many connections as it may have")
+    if isinstance(error, TimeoutError) and text in ("", "timeout"):
+        text = "no answer in time"
+    return BrokerUnavailable(f"{shown}: {text or type(error).__name__}")
+
+
+async def _read(option: str, file: str) -> str:
+    """:raises BrokerRefused: it cannot be."""
+
+    def read() -> bytes:
+        with open(file, "rb") as opened:
+            return opened.read(MAX_LOGIN)
+
+    try:
+        return (await asyncio.to_thread(read)).decode(errors="replace")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no file's name"
+        raise BrokerRefused(f"{option}:{_named(file)} {why}") from None
+
+
+def _named(file: str) -> str:
+    """A file's name; nothing where it may be a secret that somebody gave instead of one."""
+    return f" {file}" if re.fullmatch(r"[^\n]*[/.][^\n]*", file) and "BEGIN" not in file else ""
+
+
+def _is_ip(host: str | None) -> bool:
+    try:
+        ipaddress.ip_address(host or "")
+    except ValueError:
+        return False
+    return True
 
 
 def _in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()).removeprefix("nats: ").strip("'")
-
-
-def _address(parts: URL, place: str) -> str:
-    return f"{parts.scheme}://{place}"
 
 
 def _driver_options(parts: URL, options: dict[str, Any]) -> dict[str, Any]:
@@ -214,8 +281,6 @@ def _driver_options(parts: URL, options: dict[str, Any]) -> dict[str, Any]:
         made.update(user=parts.user, password=parts.password)
     renamed = {
         "token": "token",
-        "creds": "user_credentials",
-        "nkeys_seed": "nkeys_seed",
         "tls_hostname": "tls_hostname",
         "tls_first": "tls_handshake_first",
     }

@@ -81,8 +81,7 @@ class Notes:
                 description="Penstock: deliveries that do not count",
             )
         except Refusal as refusal:
-            if await api.stream(self._names.notes_stream) is None:
-                raise as_ours(refusal, f"stream {self._names.notes_stream}") from None
+            raise as_ours(refusal, f"stream {self._names.notes_stream}") from None
 
     def _subject(self, delivery: Delivery) -> str:
         token: Token = delivery.token

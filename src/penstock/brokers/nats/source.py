@@ -19,7 +19,7 @@ import msgspec
 from penstock.brokers.nats import wire
 from penstock.brokers.nats.api import Api, Consumer, Refusal
 from penstock.brokers.nats.line import Line
-from penstock.brokers.nats.names import CONSUMER, Names
+from penstock.brokers.nats.names import Names
 from penstock.errors import BrokerRefused
 from penstock.message import Delivery
 
@@ -31,6 +31,10 @@ LONGEST = 30.0
 """Seconds for which one question is good."""
 LATE = 2.0
 """Seconds after its end, after which a question that the server did not close is taken for forgotten."""
+PULSE = 2.0
+"""Seconds between the server's signs that it still knows of a question."""
+SILENT = 5.0
+"""Seconds without one, after which whoever leads the consumer in a cluster is taken for dead."""
 LONGEST_WORD = 0.5
 """Seconds to wait for the answer to a question that is answered at once."""
 TOLD = 0.25
@@ -92,6 +96,9 @@ class Source:
         self._asked_at = 0.0  # of the monotonic clock
         self._until = 0.0  # of the monotonic clock
         self._most = 0  # bytes
+        self._heard_at = 0.0  # of the monotonic clock
+        self._turned = 0.0  # of the monotonic clock
+        self._pulses = self._is_silent = False
         self._heard_some = False
         self._word: asyncio.Future[int] | None = None
 
@@ -133,8 +140,17 @@ class Source:
 
     @property
     def is_forgotten(self) -> bool:
-        """Whether the server should have closed the question by now, and has not."""
-        return self.asked > 0 and time.monotonic() > self._until + LATE
+        """Whether the server should have closed the question by now, and has not, or nobody knows of it any more."""
+        return self.asked > 0 and (self._is_silent or time.monotonic() > self._until + LATE)
+
+    def turn(self) -> None:
+        """For the consumer to call as it turns, at least each second: what was said while it stood still is not read
+        yet."""
+        now = time.monotonic()
+        if now - self._turned > PULSE:
+            self._heard_at = now
+        self._turned = now
+        self._is_silent = self.asked > 0 and self._pulses and now - self._heard_at > SILENT
 
     def end(self) -> None:
         """It was the server that ended it: begin again."""
@@ -164,11 +180,14 @@ class Source:
             question["no_wait"] = True
         if seconds > 0:
             question["expires"] = max(round(seconds * 1e9), 1_000_000)
+        if seconds > SILENT:  # a shorter one ends as soon
+            question["idle_heartbeat"] = round(PULSE * 1e9)
         payload = msgspec.json.encode(question)
         self._line.write(b"PUB %b %b %d\r\n%b\r\n" % (self._next, self._inbox, len(payload), payload))
         self.asked = count
         self._heard_some = False
-        self._asked_at = time.monotonic()
+        self._asked_at = self._heard_at = time.monotonic()
+        self._is_silent, self._pulses = False, seconds > SILENT
         self._until = self._asked_at + seconds
 
     def _receive(self, subject: bytes, ack: bytes, body: bytes, block: bytes | None) -> None:
@@ -179,7 +198,7 @@ class Source:
         self.asked -= self.asked > 0
         self._heard_some = True
         self._heard(0)
-        now = time.monotonic()
+        now = self._heard_at = time.monotonic()
         if now - self._asked_at > self.ack_wait:
             return  # we stood still, and it has lain here: it is somebody else's by now
         at = now if now < self._until else self._asked_at
@@ -189,6 +208,7 @@ class Source:
 
     def _closed(self, code: int, text: str) -> None:
         """The server sends no more for this question."""
+        self._heard_at = time.monotonic()
         if code == 100 or self._heard(code if code == 404 or "Requests Pending" in text else 0):
             return  # a heartbeat, or about what was asked only to hear something
         self.asked = 0
@@ -289,7 +309,7 @@ async def mend(api: Api, stream: str) -> Consumer | None:
         return consumer
     if consumer.delivered > state["last_seq"]:
         log.error("%s: the server has lost messages that it had confirmed: its consumer is made again", stream)
-        await api.ask(f"CONSUMER.DELETE.{stream}.{CONSUMER}")
+        await api.end_consumer(stream)
         return await api.make_consumer(stream, consumer.ack_wait)
     # With nothing in anybody's hands all that was delivered is done, wherever the server's count of it stands.
     settled = consumer.floor if consumer.held else max(consumer.floor, consumer.delivered)

@@ -117,6 +117,8 @@ class NatsSubscription:
         until = loop.time() + wait
         asked = False
         while not self._closed:
+            for source in self._sources:
+                source.turn()
             if not self.consuming:
                 await self._rejoin()
             self._may_ask()

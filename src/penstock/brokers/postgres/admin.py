@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from penstock.brokers.base import QueueInfo, to_unbind
-from penstock.brokers.postgres.encoding import decode_meta, deliveries
+from penstock.brokers.meta import decode_meta
+from penstock.brokers.postgres.encoding import deliveries
 from penstock.errors import BrokerError
 from penstock.message import Delivery
 

@@ -8,11 +8,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from penstock.brokers.base import Capabilities, OnLost, Queue
+from penstock.brokers.declared import Declared
 from penstock.brokers.postgres.admin import PostgresAdmin
-from penstock.brokers.postgres.encoding import encode_meta
+from penstock.brokers.postgres.encoding import meta_of
 from penstock.brokers.postgres.heart import Heart
 from penstock.brokers.postgres.inbox import PostgresInbox, inbox_of
 from penstock.brokers.postgres.publishing import arguments, outcomes, publish_within
@@ -69,7 +68,7 @@ class PostgresBroker:
         self.heart = Heart(self.pool, self.statements)
         self.waker = Waker(self.pool, self.statements, self._ring)
         self.outbox: Gathering[Outgoing, PublishError | None] = Gathering(self.publish)
-        self._declared: dict[str, Queue] = {}
+        self._declared = Declared()
         self._subscriptions: set[PostgresSubscription] = set()
         self._inboxes: set[PostgresInbox] = set()
 
@@ -98,17 +97,11 @@ class PostgresBroker:
 
     async def declare(self, queue: Queue) -> None:
         await self._declare(queue)
-        known = self._declared.get(queue.name)
-        if known is not None:
-            queue = msgspec.structs.replace(known, topics=tuple(dict.fromkeys((*known.topics, *queue.topics))))
-        self._declared[queue.name] = queue
+        self._declared.add(queue)
 
     def forget_topics(self, name: str, topics: Sequence[str]) -> None:
         """They are not to be bound again unless they are declared again."""
-        queue = self._declared.get(name)
-        if queue is not None:
-            kept = tuple(topic for topic in queue.topics if topic not in topics)
-            self._declared[name] = msgspec.structs.replace(queue, topics=kept)
+        self._declared.forget_topics(name, topics)
 
     async def declare_again(self, name: str) -> bool:
         """Make those queues again that were declared here and have gone, with their schema say; whether `name` is one
@@ -120,9 +113,9 @@ class PostgresBroker:
             return await connection.fetch(self.statements.known, list(self._declared))
 
         known = {row["name"] for row in await self.pool.run(look)}
-        gone = [queue for queue in self._declared.values() if queue.name not in known]
-        for queue in sorted(gone, key=lambda queue: queue.lane_of is not None):
-            await self._declare(queue)
+        for queue in self._declared.in_order():
+            if queue.name not in known:
+                await self._declare(queue)
         return True
 
     async def _declare(self, queue: Queue) -> None:
@@ -173,7 +166,7 @@ class PostgresBroker:
             raise translate_within(error, self.address.schema) from error
 
     async def broadcast(self, message: Outgoing) -> None:
-        meta = encode_meta(message)
+        meta = meta_of(message)
         await self.pool.run(
             lambda connection: connection.execute(self.statements.broadcast, message.topic, meta, message.body)
         )
@@ -183,7 +176,7 @@ class PostgresBroker:
         if not sent:
             return
         inboxes = [inbox for inbox, _ in sent]
-        metas = [encode_meta(message) for _, message in sent]
+        metas = [meta_of(message) for _, message in sent]
         bodies = [message.body for _, message in sent]
         await self.pool.run(lambda connection: connection.execute(self.statements.reply, inboxes, metas, bodies))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from penstock.brokers.base import INBOX_SIZE, OnRefused
-from penstock.brokers.postgres.encoding import delivery
+from penstock.brokers.meta import to_delivery
 from penstock.clock import backoff_delay
 from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery, Outgoing
@@ -206,7 +206,7 @@ class PostgresInbox:
 
         rows = await self._broker.pool.run(fetch)
         rows.sort(key=lambda row: row["seq"])
-        self._arrived += [delivery("", row["meta"], row["body"], 0, row["seq"]) for row in rows]
+        self._arrived += [to_delivery("", row["meta"], row["body"], 0, row["seq"]) for row in rows]
         if rows:
             self._ring()
 

@@ -7,14 +7,14 @@ import dataclasses
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from penstock.brokers.base import Ack, Move, OnLost, Release, Settlement
+from penstock.brokers.claims import Claimed, Claims, under_way
 from penstock.brokers.postgres.encoding import columns, deliveries
 from penstock.errors import BrokerError, BrokerUnavailable
 from penstock.message import Delivery
 from penstock.postgres.errors import NotBegun
-from penstock.postgres.pool import unheard
 from penstock.waiting import Bell
 
 if TYPE_CHECKING:
@@ -41,13 +41,6 @@ class Membership:
     """With which it claims."""
     unsure: bool = False
     """Nobody knows whether a claim with that was carried out, or still will be."""
-
-
-class Claimed(NamedTuple):
-    """Messages taken, or none and the seconds until a look is worth while (None: when it is told of something)."""
-
-    deliveries: list[Delivery]
-    upcoming: float | None
 
 
 class Floors:
@@ -82,14 +75,12 @@ class PostgresSubscription:
         self._pool = broker.pool
         self._sql = broker.statements
         self._names = tuple(dict.fromkeys(names))
-        self._prefetch = prefetch
+        self._claims = Claims(prefetch, on_lost)
+        self._held: dict[int, Delivery] = self._claims.held
         self._on_lost = on_lost
-        self._held: dict[int, Delivery] = {}
-        self._spare: list[Delivery] = []  # claimed for a `receive` that was cancelled
         self._unanswered: set[int] = set()  # settled, but the line broke before we heard of it
         self._membership: Membership | None = None
         self._joining: asyncio.Task[Membership] | None = None
-        self._claiming: asyncio.Task[Claimed | None] | None = None
         self._floors = Floors()
         self._bell: Bell | None = None
         self._turn = 0
@@ -130,7 +121,7 @@ class PostgresSubscription:
             try:
                 if self._membership is None:
                     await self._join()
-                room = min(limit, self._prefetch - len(self._held) + len(self._spare))
+                room = min(limit, self._claims.room)
                 taken: list[Delivery] = []
                 upcoming: float | None = None
                 if room > 0:
@@ -149,13 +140,13 @@ class PostgresSubscription:
 
     async def settle(self, items: Sequence[Settlement]) -> Sequence[Delivery]:
         membership, held = self._membership, self._held
-        ours = [item for item in items if held.get(item.delivery.token) is item.delivery]
+        ours = self._claims.ours(items)
         strangers = (
             []
             if len(ours) == len(items)
             else [i.delivery for i in items if held.get(i.delivery.token) is not i.delivery]
         )
-        if not ours or membership is None:  # closed: `held` is empty
+        if not ours or membership is None:  # closed: nothing is ours
             return [item.delivery for item in items] if membership is None else strangers
         settling = _Settling(membership, ours, self._sql.settle)
         try:
@@ -172,11 +163,8 @@ class PostgresSubscription:
             if self._membership is membership:
                 self.given_up(membership.consumer)
             return strangers + [item.delivery for item in ours if item.delivery.token in gone]
-        if len(held) >= self._prefetch:
-            self.look()  # a `receive` may be waiting for room
-        for item in ours:
-            if held.get(item.delivery.token) is item.delivery:  # what was given back may be in hand again already
-                del held[item.delivery.token]
+        if self._claims.settled(ours):
+            self.look()
         if row["back"]:
             self._broker.waker.tell((), row["back"])
         refused = self._undone(ours, gone) if gone else []
@@ -194,8 +182,7 @@ class PostgresSubscription:
         self._broker.heart.consumers.discard(self)
         if self._bell is not None:
             self._bell.ring()
-        self._held.clear()
-        self._spare.clear()
+        self._claims.drop()
         try:
             membership = self._membership
             if self._joining is not None:  # `receive` was just beginning
@@ -212,21 +199,14 @@ class PostgresSubscription:
         if self.life != life:
             return
         self._membership = None
-        self._claiming = None  # what it finds, it finds for the old life
         self._floors = Floors()
-        held, self._held = list(self._held.values()), {}
-        self._spare = []
         self._unanswered.clear()
-        for delivery in held:
-            delivery.lost = True
-        if held:
-            self._on_lost(held)
+        self._claims.lose()
         self.look()
 
     async def _join(self) -> None:
         if self._joining is None:
-            self._joining = asyncio.create_task(self._enter())
-            self._joining.add_done_callback(unheard)
+            self._joining = under_way(self._enter())
         joining = self._joining
         try:
             membership = await asyncio.shield(joining)  # cancelled, it stays under way for the next call
@@ -260,40 +240,16 @@ class PostgresSubscription:
         ordered = frozenset(id for id, in_order in zip(ids, row["in_order"], strict=True) if in_order)
         return Membership(row["consumer"], dict(zip(ids, names, strict=True)), ordered)
 
-    async def _take(self, room: int) -> tuple[list[Delivery], float | None]:
+    async def _take(self, room: int) -> Claimed:
         """Messages now in hand, or none and the seconds until a delay ends."""
-        if self._spare:
-            taken, self._spare = self._spare[:room], self._spare[room:]
-            return taken, None
         membership = self._membership
         if membership is None:
-            return [], None
-        if self._claiming is None:
-            self._claiming = asyncio.create_task(self._claim(membership, room))
-            self._claiming.add_done_callback(unheard)
-        claiming = self._claiming
-        try:
-            claimed = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            if not claiming.done() or claiming.cancelled():
-                raise  # it stays under way: the next call comes back to it
-            self._keep(claiming, membership)
-            raise
-        except BaseException:
-            if self._claiming is claiming:
-                self._claiming = None
-            raise
-        if self._claiming is claiming:
-            self._claiming = None
-        if self._closed or self._membership is not membership:
-            return [], None  # closed or given up for dead meanwhile: these went back with the rest
+            return Claimed([], None)
+        claimed = await self._claims.take(room, lambda: under_way(self._claim(membership, room)))
         if claimed is None:
             self.given_up(membership.consumer)
-            return [], None
-        self._held.update((delivery.token, delivery) for delivery in claimed.deliveries)
-        if len(claimed.deliveries) > room:  # claimed for an earlier call that asked for more
-            self._spare = claimed.deliveries[room:]
-        return claimed.deliveries[:room], claimed.upcoming
+            return Claimed([], None)
+        return claimed
 
     async def _claim(self, membership: Membership, limit: int) -> Claimed | None:
         """None when the consumer has been given up for dead."""
@@ -342,15 +298,6 @@ class PostgresSubscription:
         alive = await self._pool.run(reclaim)
         membership.unsure = False
         return alive
-
-    def _keep(self, claiming: asyncio.Task[Claimed | None], membership: Membership) -> None:
-        """Cancelled at the very moment the claim came in."""
-        self._claiming = None
-        if claiming.exception() is None and self._membership is membership and not self._closed:
-            claimed = claiming.result()
-            if claimed is not None:
-                self._held.update((delivery.token, delivery) for delivery in claimed.deliveries)
-                self._spare += claimed.deliveries
 
     def _undone(self, items: Sequence[Settlement], gone: set[int]) -> list[Delivery]:
         """We live, and yet did not hold these: either we settled them before and did not hear of it, or a crash of the

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from penstock.brokers.base import QueueInfo, to_unbind
+from penstock.brokers.meta import decode_meta
 from penstock.brokers.redis import lua_admin, wire
 from penstock.errors import BrokerError
 from penstock.message import Delivery
@@ -36,7 +35,7 @@ class RedisAdmin:
                 ready=ready,
                 unsettled=held,
                 consumers=consumers,
-                oldest=msgspec.json.decode(oldest, type=wire.Meta).enqueued_at if oldest else None,
+                oldest=decode_meta(oldest).enqueued_at if oldest else None,
                 paused=bool(paused),
                 expired=expired,
                 discarded=discarded,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.brokers.base import Capabilities, OnLost, Queue
+from penstock.brokers.declared import Declared
 from penstock.brokers.redis import lua, wire
 from penstock.brokers.redis.admin import RedisAdmin
 from penstock.brokers.redis.inbox import RedisInbox
@@ -59,7 +60,7 @@ class RedisBroker:
         self.link = Link(self.address)
         self.listening = Listening(self.link)
         self._keeping = Keeping()
-        self._declared: dict[str, Queue] = {}
+        self._declared = Declared()
         self._subscriptions: set[RedisSubscription] = set()
         self._inboxes: set[RedisInbox] = set()
 
@@ -92,10 +93,7 @@ class RedisBroker:
     async def declare(self, queue: Queue) -> None:
         self._keeping.warn(self.address.name)
         await self._declare(queue, again=False)
-        known = self._declared.get(queue.name)
-        if known is not None:
-            queue = msgspec.structs.replace(known, topics=tuple(dict.fromkeys((*known.topics, *queue.topics))))
-        self._declared[queue.name] = queue
+        self._declared.add(queue)
 
     async def _declare(self, queue: Queue, *, again: bool) -> None:
         """`again`: nobody asks for it anew, so what it was unbound from stays unbound."""
@@ -108,17 +106,14 @@ class RedisBroker:
 
     def forget_topics(self, name: str, topics: Sequence[str]) -> None:
         """They are not to be bound again unless they are declared again."""
-        queue = self._declared.get(name)
-        if queue is not None:
-            kept = tuple(topic for topic in queue.topics if topic not in topics)
-            self._declared[name] = msgspec.structs.replace(queue, topics=kept)
+        self._declared.forget_topics(name, topics)
 
     async def declare_again(self, name: str | None = None) -> bool:
         """Make all queues again that were declared here, in a database that may have been emptied; whether `name`
         is one of them."""
         if name is not None and name not in self._declared:
             return False
-        for queue in sorted(self._declared.values(), key=lambda queue: queue.lane_of is not None):
+        for queue in self._declared.in_order():
             try:
                 await self._declare(queue, again=True)
             except QueueMismatch as error:

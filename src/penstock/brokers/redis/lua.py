@@ -67,12 +67,7 @@ for i = 2, #ARGV, 7 do
   else
     local delay = tonumber(ARGV[i + 2])
     for _, Q in ipairs(targets) do
-      local fields = {'m', ARGV[i + 5], 'b', ARGV[i + 6]}
-      if ARGV[i + 3] ~= '' then fields[5], fields[6] = 'x', ARGV[i + 3] end
-      if ARGV[i + 4] ~= '' and queue(Q).ordered then
-        fields[#fields + 1] = 'k'
-        fields[#fields + 1] = ARGV[i + 4]
-      end
+      local fields = entry(Q, ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
       if room[Q] then room[Q] = room[Q] - 1 end
       enter(Q, ARGV[i + 1], fields, delay > 0 and T + delay)
       woken[Q] = true
@@ -311,12 +306,7 @@ for i = 3, #ARGV, 11 do
       if found[1] then enter(Q, due and rank or rank - rank % 2 + 1, fields, due, true) end
       woken[Q] = true
     else
-      local moved = {'m', ARGV[i + 9], 'b', ARGV[i + 10]}
-      if ARGV[i + 7] ~= '' then moved[5], moved[6] = 'x', ARGV[i + 7] end
-      if ARGV[i + 8] ~= '' and queue(to).ordered then
-        moved[#moved + 1] = 'k'
-        moved[#moved + 1] = ARGV[i + 8]
-      end
+      local moved = entry(to, ARGV[i + 7], ARGV[i + 8], ARGV[i + 9], ARGV[i + 10])
       local mine = field(fields, 'k')
       local stays = mine and mine == field(moved, 'k') and queue(Q).base == queue(to).base
       enter(to, ARGV[i + 6], moved, due, stays)

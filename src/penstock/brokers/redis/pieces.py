@@ -61,6 +61,16 @@ end
 """
 
 ADD = """
+-- What a message is in a queue, where only an ordered one has keys.
+local function entry(Q, expires, key, meta, body)
+  local fields = {'m', meta, 'b', body}
+  if expires ~= '' then fields[5], fields[6] = 'x', expires end
+  if key ~= '' and queue(Q).ordered then
+    fields[#fields + 1] = 'k'
+    fields[#fields + 1] = key
+  end
+  return fields
+end
 local ready = {}
 local function hold(Q, key, place)
   local known = queue(Q)

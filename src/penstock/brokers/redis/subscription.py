@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from penstock.brokers.base import Ack, Move, OnLost, Settlement
+from penstock.brokers.claims import Claimed, Claims, under_way
 from penstock.brokers.redis import lua, wire
 from penstock.errors import BrokerError
 from penstock.message import Delivery
@@ -17,8 +18,6 @@ from penstock.waiting import Bell
 
 if TYPE_CHECKING:
     from penstock.brokers.redis.broker import RedisBroker
-
-T = TypeVar("T")
 
 log = logging.getLogger("penstock.redis")
 
@@ -45,14 +44,11 @@ class RedisSubscription:
         self._forget = closed
         self._broker = broker
         self._names = tuple(names)
-        self._prefetch = prefetch
         self._lease = lease
-        self._on_lost = on_lost
-        self._held: dict[wire.Place, Delivery] = {}
-        self._spare: list[Delivery] = []  # claimed for a `receive` that was cancelled
+        self._claims = Claims(prefetch, on_lost)
+        self._held: dict[wire.Place, Delivery] = self._claims.held
         self._consumer: str | None = None
         self._joining: asyncio.Future[str] | None = None
-        self._claiming: asyncio.Future[tuple[list[Delivery], float | None] | None] | None = None
         self._unsure = False
         """Whether a claim may have been carried out whose answer got lost."""
         self._recalled = 0
@@ -79,7 +75,7 @@ class RedisSubscription:
         while not self._closed:
             if self._consumer is None:
                 await self._join()
-            room = min(limit, self._prefetch - len(self._held) + len(self._spare))
+            room = min(limit, self._claims.room)
             upcoming: float | None = None
             if room > 0:
                 taken, upcoming = await self._take(room)
@@ -92,16 +88,14 @@ class RedisSubscription:
         return []
 
     async def settle(self, items: Sequence[Settlement]) -> Sequence[Delivery]:
-        consumer, held = self._consumer, self._held
-        ours = [item for item in items if held.get(item.delivery.token) is item.delivery]
+        consumer = self._consumer
+        ours = self._claims.ours(items)
         done = True
-        if ours and consumer is not None:  # closed: `held` is empty
+        if ours and consumer is not None:  # closed: nothing is ours
             done = await self._carry_out(consumer, ours)
             if done:
-                if len(held) >= self._prefetch:
-                    self._ring()  # a `receive` may be waiting for room
-                for item in ours:
-                    held.pop(item.delivery.token, None)
+                if self._claims.settled(ours):
+                    self._ring()
             elif self._consumer == consumer:
                 self._given_up()
         if done and len(ours) == len(items):
@@ -117,8 +111,7 @@ class RedisSubscription:
             self._beating.cancel()
         self._broker.listening.unsubscribe(self._channels(), self)
         self._ring()
-        self._held.clear()
-        self._spare.clear()
+        self._claims.drop()
         joining = self._joining
         try:
             async with asyncio.timeout(LEAVE_WITHIN):
@@ -154,7 +147,7 @@ class RedisSubscription:
 
     async def _join(self) -> None:
         if self._joining is None:
-            self._joining = _fetched(self._enter())
+            self._joining = under_way(self._enter())
         try:
             consumer = await asyncio.shield(self._joining)  # cancelled, it stays under way for the next call
         except Exception:
@@ -233,58 +226,23 @@ class RedisSubscription:
         """We were silent for too long and everything we held has gone to others: begin a new life."""
         self._consumer = None
         self._bereft = True
-        self._claiming = None  # what it finds, it finds for the old life
-        held, self._held = list(self._held.values()), {}
-        self._spare = []
-        for delivery in held:
-            delivery.lost = True
-        if held:
-            self._on_lost(held)
+        self._claims.lose()
         self._ring()
 
     # -- taking
 
-    async def _take(self, room: int) -> tuple[list[Delivery], float | None]:
+    async def _take(self, room: int) -> Claimed:
         """Messages now in hand, or none and the seconds until a delay ends."""
-        if self._spare:
-            taken, self._spare = self._spare[:room], self._spare[room:]
-            return taken, None
         consumer = self._consumer
         if consumer is None:
-            return [], None
-        if self._claiming is None:
-            self._claiming = _fetched(self._claim(consumer, room))
-        claiming = self._claiming
-        try:
-            claimed = await asyncio.shield(claiming)
-        except asyncio.CancelledError:
-            if not claiming.done() or claiming.cancelled():
-                raise  # it stays under way: the next call comes back to it
-            self._claiming = None
-            if claiming.exception() is None and (late := claiming.result()) is not None:
-                self._spare += self._hold(consumer, late[0])  # cancelled at the very moment that it came in
-            raise
-        except BaseException:
-            self._claiming = None
-            raise
-        if self._claiming is claiming:
-            self._claiming = None
-        if self._closed or self._consumer != consumer:
-            return [], None  # closed or given up for dead meanwhile: these went back with the rest
+            return Claimed([], None)
+        claimed = await self._claims.take(room, lambda: under_way(self._claim(consumer, room)))
         if claimed is None:
             self._given_up()
-            return [], None
-        found = self._hold(consumer, claimed[0])
-        self._spare += found[room:]  # claimed for an earlier call that asked for more
-        return found[:room], claimed[1]
+            return Claimed([], None)
+        return claimed
 
-    def _hold(self, consumer: str, found: list[Delivery]) -> list[Delivery]:
-        if self._closed or self._consumer != consumer:
-            return []
-        self._held.update((delivery.token, delivery) for delivery in found)
-        return found
-
-    async def _claim(self, consumer: str, room: int) -> tuple[list[Delivery], float | None] | None:
+    async def _claim(self, consumer: str, room: int) -> Claimed | None:
         """What was found, and the seconds until a delay ends; None: given up for dead."""
         names, link = self._names, self._broker.link
         await link.line()
@@ -299,7 +257,7 @@ class RedisSubscription:
             self._unsure = False
             self._recalled = generation
             if found:
-                return found, None
+                return Claimed(found, None)
         self._turn = (self._turn + 1) % len(names)
         names = names[self._turn :] + names[: self._turn]
         try:
@@ -312,8 +270,8 @@ class RedisSubscription:
             self._unsure = True
             raise
         if len(said) > 1 and not found:
-            return [], 0.0  # there may be more behind those that were none
-        return found, float(said[0]) if said[0] else None
+            return Claimed([], 0.0)  # there may be more behind those that were none
+        return Claimed(found, float(said[0]) if said[0] else None)
 
     async def _found(self, consumer: str, names: Sequence[str], said: Any) -> list[Delivery]:
         """What is new to us in an answer of the server's; what nobody can read is removed there."""
@@ -354,13 +312,6 @@ class RedisSubscription:
                 arguments += (stream, len(entries), *entries)
             alive = await self._broker.run(lua.ACK, consumer, *arguments) is not None
         return alive
-
-
-def _fetched(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """A task of which nobody may ever ask how it ended."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-    return task
 
 
 def _verdicts(items: Iterable[Settlement]) -> list[Word]:

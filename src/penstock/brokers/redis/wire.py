@@ -7,21 +7,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from penstock.brokers.meta import encode_meta, to_delivery
 from penstock.message import Delivery, Outgoing
 from penstock.redis.line import Word
-
-
-class Meta(msgspec.Struct, array_like=True):
-    """What never changes while a message waits."""
-
-    id: str
-    topic: str
-    key: str | None
-    priority: int
-    enqueued_at: float
-    expires_at: float | None
-    headers: dict[str, Any]
-    reply_to: str | None = None
 
 
 class Place(NamedTuple):
@@ -36,23 +24,6 @@ class Place(NamedTuple):
 
 
 _UNREADABLE = (TypeError, ValueError, IndexError, msgspec.MsgspecError)
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Meta).decode
-
-
-def encode_meta(message: Outgoing) -> bytes:
-    said: tuple[Any, ...] = (
-        message.id,
-        message.topic,
-        message.key,
-        message.priority,
-        message.enqueued_at,
-        message.expires_at,
-        message.headers,
-    )
-    if message.reply_to is not None:
-        said = (*said, message.reply_to)
-    return _encode(said)
 
 
 def stored(message: Outgoing) -> tuple[Word, ...]:
@@ -107,25 +78,6 @@ def _delivery(name: str, stream: str, entry: bytes, fields: Any) -> Delivery:
         return to_delivery(name, fields[1], fields[3], 0, Place(stream, entry, False))
     more = dict(zip(fields[4::2], fields[5::2], strict=True))
     return to_delivery(name, fields[1], fields[3], int(more.get(b"r", 0)), Place(stream, entry, b"k" in more))
-
-
-def to_delivery(queue: str, meta: bytes, body: bytes, redelivered: int, token: Any) -> Delivery:
-    said = _decode(meta)
-    return Delivery(
-        queue,
-        said.id,
-        said.topic,
-        body,
-        said.headers,
-        said.key,
-        said.priority,
-        said.enqueued_at,
-        said.expires_at,
-        redelivered,
-        token,
-        False,
-        said.reply_to,
-    )
 
 
 def encode_spoken(message: Outgoing) -> bytes:

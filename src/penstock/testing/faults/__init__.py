@@ -1,12 +1,12 @@
 """Faults from outside, for tests of what survives them.
 
 `Ledger` is a file of what really happened, `Processes` are consumers to be killed, `Proxy` is a line
-to be cut, and `RabbitNode`, `RedisNode`, `NatsNode` and `PostgresNode` are servers to be killed, stopped and frozen.
+to be cut, and `RabbitNode`, `RedisNode`, `NatsNode` (`NatsCluster`: three of them) and `PostgresNode` are servers to be killed, stopped and frozen.
 """
 
 from penstock.testing.faults.halting import halt
 from penstock.testing.faults.ledger import Entry, Ledger
-from penstock.testing.faults.nats import NatsNode, find_nats_server
+from penstock.testing.faults.nats import ClusterNode, NatsCluster, NatsNode, find_nats_server
 from penstock.testing.faults.postgres import PostgresNode, find_postgres
 from penstock.testing.faults.processes import Processes
 from penstock.testing.faults.proxy import Proxy
@@ -15,8 +15,10 @@ from penstock.testing.faults.redis import RedisNode, find_redis
 from penstock.testing.faults.waiting import seconds_until, wait_until
 
 __all__ = [
+    "ClusterNode",
     "Entry",
     "Ledger",
+    "NatsCluster",
     "NatsNode",
     "PostgresNode",
     "Processes",

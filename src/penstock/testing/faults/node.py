@@ -8,16 +8,16 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from penstock.testing.faults.halting import halt
+from penstock.testing.faults.program import Program, launched
 from penstock.testing.faults.waiting import wait_until
 
 STOP_WITHIN = 30.0  # seconds
 
 
-class ServerNode:
+class ServerNode(Program):
     """One server, started by `with …Node(folder) as node` and gone at the end of the block.
 
     It has its own port, and its data in `folder`, and listens on loopback only. What it prints goes to
@@ -28,23 +28,9 @@ class ServerNode:
     start_within: ClassVar[float] = 20.0  # seconds
 
     def __init__(self, folder: Path, port: int) -> None:
+        super().__init__()
         self.folder = folder
         self.port = port
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
-    @property
-    def pid(self) -> int | None:
-        """The server's; None when it does not run."""
-        return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     @property
     def serving(self) -> bool:
@@ -60,15 +46,12 @@ class ServerNode:
             return 0.0
         began = time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "output").open("ab") as output:
-            self._process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C is for the tests
-                **self._surroundings(),
-            )
+        self._process = launched(
+            self._command(),
+            self.folder / "output",
+            start_new_session=True,  # Ctrl-C is for the tests
+            **self._surroundings(),
+        )
         atexit.register(self.kill)
 
         def ready() -> bool:
@@ -89,7 +72,6 @@ class ServerNode:
         self._gone()
 
     def kill(self) -> None:
-        """SIGKILL. Idempotent."""
         self._signal(signal.SIGKILL)
         self._gone()
         atexit.unregister(self.kill)

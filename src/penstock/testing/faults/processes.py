@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from penstock.testing.faults.program import launched
+
 
 class Processes:
     """Some processes running the same command, to be killed and started again. None outlives the block."""
@@ -43,10 +45,7 @@ class Processes:
         return self._log.read_text()
 
     def start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as output:
-            process = subprocess.Popen(
-                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+        process = launched(self._command, self._log, env=self._environment)
         self.running.append(process)
         return process
 

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from penstock.testing.faults.halting import halt
 from penstock.testing.faults.ports import free_ports
+from penstock.testing.faults.program import Program, launched
 from penstock.testing.faults.waiting import wait_until
 
 TOKEN = "of-the-tests-and-nobody-else"
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
     body: Any
 
 
-class NodeProcess:
+class NodeProcess(Program):
     """One node, hosting `folder`, started by `with NodeProcess(…) as node` and gone at the end of the block.
 
     It serves on a port of its own, the same one after each start. What it prints goes to `<folder>.log`.
@@ -44,6 +44,7 @@ class NodeProcess:
         host: str = "127.0.0.1",
         within: Sequence[str] = (),
     ) -> None:
+        super().__init__()
         self.folder = folder
         self.name = folder.name
         self.host = host
@@ -52,23 +53,8 @@ class NodeProcess:
         self._command = [*within, *serve, "--name", self.name, *options]
         self._environment = {**os.environ, "PENSTOCK_TOKEN": TOKEN, **(environment or {})}
         self._log = folder.with_name(f"{folder.name}.log")
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
 
     # -- its process
-
-    @property
-    def pid(self) -> int | None:
-        """None: it does not run."""
-        return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     @property
     def log(self) -> str:
@@ -80,13 +66,9 @@ class NodeProcess:
         if self.pid is not None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._command, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+        self._process = launched(self._command, self._log, env=self._environment)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone. Idempotent."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -11,7 +11,7 @@ from penstock.brokers.base import Settlement
 from penstock.brokers.memory import MemoryServer
 from penstock.message import Delivery, Outgoing
 from penstock.testing.simulation.plan import Violation
-from penstock.testing.simulation.process import Process, Stepped, current_life
+from penstock.testing.simulation.process import Life, Process, Stepped, current_life
 from penstock.testing.virtual import VirtualClock, VirtualLoop
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ class Ground:
         self.steps = 0
         self.excused: set[str] = set()
         """Messages that may be run more than once: doubled, or lost while in hand."""
+        self.lives: list[Life] = []
+        """Those that are over too: whatever a killed process was doing is kept from being finalised meanwhile, which
+        would run its `finally` blocks in the middle of somebody else's step."""
         self._graveyard: list[Any] = []
 
     async def play(self) -> None:
@@ -102,7 +105,7 @@ class Ground:
         if life is None:
             return asyncio.Task(coroutine, loop=loop, **options)
         task = asyncio.Task(Stepped(coroutine, life), loop=loop, **options)
-        life.began(task)
+        life.began(task, coroutine)
         return task
 
     def bury_coroutine(self, coroutine: Any) -> None:
@@ -113,3 +116,5 @@ class Ground:
         for coroutine in self._graveyard:
             with contextlib.suppress(BaseException):
                 coroutine.close()
+        for life in self.lives:
+            life.clean_up()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from penstock.testing.simulation.ground import Ground
@@ -26,6 +28,11 @@ def play(kind: Callable[[int, VirtualLoop], G], seed: int) -> G:
 
     :raises Violation: a promise was broken; says how to replay it.
     """
+    with _nothing_collected():
+        return _play(kind, seed)
+
+
+def _play(kind: Callable[[int, VirtualLoop], G], seed: int) -> G:
     loop = VirtualLoop()
     world = kind(seed, loop)
     loop.set_task_factory(world.make_task)
@@ -47,6 +54,19 @@ def play(kind: Callable[[int, VirtualLoop], G], seed: int) -> G:
         world.clean_up()
         asyncio.set_event_loop(None)
         loop.close()
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Without the garbage collector: it would dispose of suspended coroutines, of this seed or of one before, whenever
+    it likes, and what they do then (`finally`) would make another story of the same seed."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 async def _watch(world: Ground, playing: asyncio.Task[None], failures: list[BaseException]) -> None:

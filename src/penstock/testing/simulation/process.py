@@ -22,13 +22,14 @@ MANY = 200  # tasks after which those that have ended are forgotten
 class Life:
     """One life of a process: from its start until it is killed or has drained."""
 
-    __slots__ = ("alive", "number", "process", "tasks")
+    __slots__ = ("_started", "alive", "number", "process")
 
     def __init__(self, process: Process, number: int) -> None:
         self.process = process
         self.number = number
         self.alive = True
-        self.tasks: list[asyncio.Task[Any]] = []
+        self._started: dict[asyncio.Task[Any], Any] = {}
+        process.world.lives.append(self)
 
     def __str__(self) -> str:
         return f"{self.process.name}/{self.number}"
@@ -42,15 +43,21 @@ class Life:
         finally:
             current_life.reset(token)
 
-    def began(self, task: asyncio.Task[Any]) -> None:
-        if len(self.tasks) >= MANY:
+    def began(self, task: asyncio.Task[Any], coroutine: Any) -> None:
+        if len(self._started) >= MANY:
             self.unfinished()
-        self.tasks.append(task)
+        self._started[task] = coroutine
 
     def unfinished(self) -> list[asyncio.Task[Any]]:
         """What runs still of all that it has started."""
-        self.tasks = [task for task in self.tasks if not task.done()]
-        return self.tasks
+        self._started = {task: coroutine for task, coroutine in self._started.items() if not task.done()}
+        return list(self._started)
+
+    def clean_up(self) -> None:
+        """Dispose of what it was doing when it was killed."""
+        for coroutine in self._started.values():
+            with contextlib.suppress(BaseException):
+                coroutine.close()
 
 
 class Stepped(collections.abc.Coroutine[Any, Any, Any]):

@@ -72,7 +72,7 @@ async def audit(
     request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100, after: Text | None = None
 ) -> Answer:
     """Who changed what: the latest entries, the newest first; those before the entry with the id `after`."""
-    return shown(request, await site_of(request).audit.latest(limit, after))
+    return await shown(request, await site_of(request).audit.latest(limit, after))
 
 
 @router.get("/metrics/history", responses=documented(list[Sample], [_SAMPLE], 422))

@@ -117,10 +117,10 @@ async def dead(
     """The oldest dead letters of a queue, or the newest, or the one with this id; and how many there are in all."""
     broker = await site_of(request).desk.broker()
     if id is not None:
-        return shown(
+        return await shown(
             request, Letters([await dead_letters.find(broker, queue, id)], await dead_letters.count(broker, queue))
         )
-    return shown(request, await dead_letters.look(broker, queue, limit, newest=newest))
+    return await shown(request, await dead_letters.look(broker, queue, limit, newest=newest))
 
 
 @router.post(

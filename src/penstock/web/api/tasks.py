@@ -80,20 +80,20 @@ async def latest(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Answer:
     """The latest tasks, newest first; of one state or topic only, if told."""
-    return shown(request, await tasks.latest(site_of(request).desk.ledger, limit, state=state, topic=topic))
+    return await shown(request, await tasks.latest(site_of(request).desk.ledger, limit, state=state, topic=topic))
 
 
 @router.get("/tasks/{taskid}", responses=documented(TaskRecord, _RECORD, 404))
 async def find(request: Request, taskid: str) -> Answer:
     """All that is known of a task."""
-    return shown(request, await tasks.find(site_of(request).desk.ledger, taskid))
+    return await shown(request, await tasks.find(site_of(request).desk.ledger, taskid))
 
 
 @router.post("/tasks/{taskid}/cancel", responses=documented(TaskRecord, _RECORD, 404, 409, 413, 415))
 async def cancel(request: Request, taskid: str) -> Answer:
     """Have a task end. One that runs is stopped where it runs, a moment later."""
     async with audited(request, "task.cancel", taskid):
-        return shown(request, await tasks.cancel(site_of(request).desk.ledger, taskid))
+        return await shown(request, await tasks.cancel(site_of(request).desk.ledger, taskid))
 
 
 @router.post("/tasks/{taskid}/retry", responses=documented(TaskRecord, _RECORD, 404, 409, 413, 415, 422, 502))
@@ -102,4 +102,4 @@ async def retry(request: Request, taskid: str) -> Answer:
     desk = site_of(request).desk
     async with audited(request, "task.retry", taskid) as deed:
         deed.detail = ", ".join(await tasks.retry(desk.ledger, await desk.broker(), taskid))
-        return shown(request, await tasks.find(desk.ledger, taskid))
+        return await shown(request, await tasks.find(desk.ledger, taskid))

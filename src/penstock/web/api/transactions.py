@@ -53,13 +53,14 @@ async def latest(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Answer:
     """The latest transactions, newest first; of one status or name only, if told."""
-    return shown(request, await site_of(request).desk.app.transactions.list(status, name, limit))
+    return await shown(request, await site_of(request).desk.app.transactions.list(status, name, limit))
 
 
-@router.get("/transactions/{taskid}", responses=documented(TransactionRecord, _RECORD, 404))
+@router.get("/transactions/{taskid}", responses=documented(TransactionRecord, _RECORD, 404, 409))
 async def find(request: Request, taskid: str) -> Answer:
-    """All that is known of a transaction. Its id is that of the task in whose run it is."""
-    return shown(request, await site_of(request).desk.app.transactions.get(taskid))
+    """All that is known of a transaction. Its id is that of its task, which will do if the task has no other one; where
+    that has several runs, with `.` and the name of this one's task behind it."""
+    return await shown(request, await site_of(request).desk.app.transactions.get(taskid))
 
 
 @router.post(
@@ -68,7 +69,7 @@ async def find(request: Request, taskid: str) -> Answer:
 async def suspend(request: Request, taskid: str) -> Answer:
     """Have a transaction that runs stop before its next step."""
     async with audited(request, "transaction.suspend", taskid):
-        return shown(request, await site_of(request).desk.app.transactions.suspend(taskid))
+        return await shown(request, await site_of(request).desk.app.transactions.suspend(taskid))
 
 
 @router.post("/transactions/{taskid}/resume", openapi_extra=_HOW, responses=_TOLD)
@@ -77,7 +78,7 @@ async def resume(request: Request, taskid: str) -> Answer:
     how = await read_json(request, _how)
     async with audited(request, "transaction.resume", taskid) as deed:
         deed.detail = _detail(how)
-        return shown(request, await site_of(request).desk.app.transactions.resume(taskid, how.force))
+        return await shown(request, await site_of(request).desk.app.transactions.resume(taskid, how.force))
 
 
 @router.post("/transactions/{taskid}/cancel", openapi_extra=_HOW, responses=_TOLD)
@@ -86,7 +87,7 @@ async def cancel(request: Request, taskid: str) -> Answer:
     how = await read_json(request, _how)
     async with audited(request, "transaction.cancel", taskid) as deed:
         deed.detail = _detail(how)
-        return shown(request, await site_of(request).desk.app.transactions.cancel(taskid, how.force))
+        return await shown(request, await site_of(request).desk.app.transactions.cancel(taskid, how.force))
 
 
 def _detail(how: How) -> str:

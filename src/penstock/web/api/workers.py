@@ -42,13 +42,13 @@ _WORKER = WorkerView(
 async def workers(request: Request, category: str | None = None) -> Answer:
     """Every worker, by name, and how it stands on each node; of one category only, if told."""
     found = await site_of(request).desk.cluster.workers()
-    return shown(request, [one for one in found if category is None or one.category == category])
+    return await shown(request, [one for one in found if category is None or one.category == category])
 
 
 @router.get("/workers/{name:path}", responses=documented(WorkerView, _WORKER, 404))
 async def worker(request: Request, name: str) -> Answer:
     """One worker."""
-    return shown(request, await site_of(request).desk.cluster.worker(name))
+    return await shown(request, await site_of(request).desk.cluster.worker(name))
 
 
 @router.post("/workers/{name:path}/{action}", responses=documented(WorkerView, _WORKER, 404, 413, 415, 422))
@@ -62,4 +62,4 @@ async def act(request: Request, name: str, action: Literal["restart", "pause", "
             await cluster.pause(name)
         else:
             await cluster.resume(name)
-        return shown(request, await cluster.worker(name))
+        return await shown(request, await cluster.worker(name))

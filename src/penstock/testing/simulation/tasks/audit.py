@@ -52,6 +52,8 @@ class Audit:
         self.holders: dict[str, str] = {}
         """Unique key → the task that has it."""
         self.failures: Counter[Run] = Counter()
+        self.revived: set[Run] = set()
+        """Runs that had ended, and that somebody has begin again."""
 
     def saw(self, life: Life | None, change: Change, before: Entry | None) -> None:
         """A change that was made."""
@@ -62,6 +64,8 @@ class Audit:
             id, _, queue = rest.partition("/")
             old = RunState("queued") if before is None else records.decode_run(before.value)
             self._run(life, (id, queue), old, records.decode_run(change.value))
+        elif kind == "transaction":
+            self._world.passages.saw(life, change, before)
         elif kind == "unique":
             self._unique(change)
         elif kind == "schedule" and isinstance(change, Put):
@@ -69,6 +73,13 @@ class Audit:
 
     def _run(self, life: Life | None, run: Run, old: RunState, new: RunState) -> None:
         require, what = self._world.require, f"run {'/'.join(run)}"
+        again = new.state == "queued" and old.state in ("failed", "cancelled", "expired")
+        if again and life is self._world.operator.life:
+            del self.ended[run]
+            self.revived.add(run)
+            self._world.excused.add(run[0])
+        if old.ended and msgspec.structs.replace(new, lasts=old.lasts) == old:
+            return  # kept for its transaction's sake
         require(run not in self.ended, f"{what} is changed to {new.state} after it has {self.ended.get(run)}")
         opened = [trial for trial in new.trials if trial.ended_at is None]
         require(len(opened) == (new.state == "running"), f"{what} is {new.state} with {len(opened)} attempts under way")

@@ -80,6 +80,10 @@ class Functions:
         if rng.random() < 0.2:
             context.progress(1, 3)
         await asyncio.sleep(ENDLESS if kind == "endless" else rng.choice([0.0, 0.01, 0.3, 2.5, 6.0]))
+        if spec is not None and spec.steps > 0:
+            if world.happens("task error"):
+                raise ValueError("the task failed before its transaction")
+            await world.passages.walk(running, spec.steps)
         context.progress(3, 3)
         if kind == "poison":
             running.life.process.crash()

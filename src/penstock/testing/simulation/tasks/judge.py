@@ -11,10 +11,12 @@ import msgspec
 from penstock.delivery.dead_letters import dead_queue
 from penstock.errors import UnknownTask
 from penstock.stores import records
-from penstock.stores.ledger import Ledger
+from penstock.stores.ledger import RESULT_TTL, Ledger
 from penstock.stores.records import RunState
-from penstock.tasks import schedule
+from penstock.tasks import journal, schedule
 from penstock.tasks.instants import Every, instant_id
+from penstock.tasks.journal import COMPLETE, FINISHED, OPEN
+from penstock.tasks.work import UNDOING
 from penstock.testing.simulation.tasks.audit import Run
 from penstock.testing.simulation.tasks.plan import ALPHA, BETA, TICK
 
@@ -60,14 +62,16 @@ class Judge:
         self._check_waiting()
         await self._check_records()
         self._check_leaks()
+        await self._check_transactions()
 
     def _check_run(self, run: Run, buried: bool) -> None:
         world, require, what = self._world, self._world.require, f"run {'/'.join(run)}"
         state, calls = world.audit.ended[run], world.functions.calls[run]
         spec = world.plan.specs.get(run[0])
         if state == "failed":  # given back by a process that stopped before it had buried it, a message may expire
-            require(buried or (spec is not None and spec.expires is not None), f"{what} has failed, and is not buried")
-        elif state != "cancelled":
+            excused = (spec is not None and spec.expires is not None) or run in world.passages.suspended
+            require(buried or excused, f"{what} has failed, and is not buried")
+        elif state != "cancelled" and run not in world.audit.revived:
             require(not buried, f"{what} is in the dead letters and has {state}")
         if state == "expired":
             require(calls == 0, f"{what} has expired and was run {calls} times")
@@ -91,6 +95,7 @@ class Judge:
         retries = policy.retries if spec is None or spec.retries is None else spec.retries
         if run[0] not in world.excused:
             failures = world.audit.failures[run]
+            retries += UNDOING if run in world.passages.cancelled else 0
             require(failures <= retries + 1, f"{what} has failed {failures} times, with {retries} retries")
 
     def _check_unsent(self) -> None:
@@ -148,10 +153,37 @@ class Judge:
                 states == {queue: world.audit.ended[id, queue] for queue in queues},
                 f"the record of {id} says {states}",
             )
-            if id in world.told:
+            if id in world.told and id not in {id for id, _ in world.audit.revived}:
                 world.require(
                     world.told[id] == record.state, f"who waited for {id} heard {world.told[id]}, it is {record.state}"
                 )
+
+    async def _check_transactions(self) -> None:
+        """Each has come to an end with its run, and to a complete one if that has succeeded."""
+        world = self._world
+        passages, ended, operator = world.passages, world.audit.ended, world.operator.transactions
+        for run in self.runs():
+            what, spec = f"the transaction of {'/'.join(run)}", world.plan.specs.get(run[0])
+            stored = passages.latest.get(run)
+            if stored is None:
+                needless = spec is None or spec.steps == 0 or ended[run] != "succeeded" or run in passages.skipped
+                world.require(needless, f"{what} is in no record, and its run has succeeded")
+                continue
+            status, has = stored.status, f"{what} is {stored.status}, and its run has {ended[run]}"
+            world.require(status not in OPEN or run in passages.late, has)
+            if ended[run] == "succeeded" and run not in passages.skipped:
+                world.require(status in COMPLETE, has)
+            elif ended[run] == "expired":
+                world.require(run in world.audit.revived, has)
+            record = await operator.get(passages.id(run))
+            world.require(record.status not in OPEN, f"{what} is shown as {record.status}, and its run has ended")
+            if record.status in FINISHED or ended[run] == "succeeded" or run in passages.late:
+                continue
+            for key in (journal.key(passages.id(run)), f"run/{'/'.join(run)}", f"task/{run[0]}"):
+                (entry,) = world.store.get([key])
+                until = 0.0 if entry is None else entry.expires_at
+                kept = until is None or until > world.clock.time() + 100 * RESULT_TTL
+                world.require(kept, f"{what} is {record.status}, and {key} is not kept for it")
 
     def _check_leaks(self) -> None:
         """Nothing is left in the store that nobody will ever remove, or that is in anybody's way."""

@@ -26,6 +26,7 @@ LOST_AFTER = 45.0
 CALM_WITHIN = 900.0
 ENDLESS = 3600.0
 
+Verb = Literal["suspend", "resume", "cancel"]
 Kind = Literal["plain", "stubborn", "poison", "misfit", "endless"]
 """`stubborn` always fails, `poison` kills its process, `misfit` cannot be decoded, `endless` ends only when
 it is stopped."""
@@ -48,6 +49,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     cancel_after: float | None
     waits: bool
     """Its sender waits for its end."""
+    steps: int
+    """Of the transaction in each of its runs; 0: none."""
+    orders: tuple[tuple[float, Verb], ...]
+    """What is wanted of its transactions, and when, since the beginning."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -83,6 +88,8 @@ class Plan(msgspec.Struct, frozen=True):
                 "task error": rng.choice([0.0, 0.05, 0.2]),
                 "outage": rng.choice([0.0, 0.03]),
                 "cancelled": rng.choice([0.0, 0.03]),
+                "block skipped": rng.choice([0.0, 0.0, 0.2]),
+                "gives up": rng.choice([0.0, 0.1]),
                 "unanswered": rng.choice([0.0, 0.02, 0.1]),
                 "broker error": rng.choice([0.0, 0.02, 0.1]),
                 "doubled": rng.choice([0.0, 0.05]),
@@ -110,6 +117,7 @@ def _policy(rng: random.Random, *, limited: bool = True) -> TaskPolicy:
 
 
 def _spec(rng: random.Random, sender: int, number: int) -> Spec:
+    verbs: tuple[Verb, ...] = ("suspend", "resume", "resume", "cancel")
     kinds: tuple[Kind, ...] = ("plain", "stubborn", "poison", "misfit", "endless")
     return Spec(
         id=f"{sender}-{number}",
@@ -123,4 +131,6 @@ def _spec(rng: random.Random, sender: int, number: int) -> Spec:
         retries=rng.choice([None, 0, 2]),
         cancel_after=rng.choice([None, None, 0.0, 0.5, 3.0]),
         waits=rng.random() < 0.5,
+        steps=rng.choice([0, 0, 0, 2, 3]),
+        orders=tuple((rng.uniform(0.0, FAULTY_FOR), rng.choice(verbs)) for _ in range(rng.choice([0, 0, 1, 3]))),
     )

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from penstock import life as app_life
+from penstock.app import App
+from penstock.client.publishing import MAX_BODY
+from penstock.context import current_app
 from penstock.delivery.consumer import Consumer
 from penstock.delivery.route import Route
 from penstock.delivery.stopping import Abandoned, LoopRunner
@@ -21,6 +24,7 @@ from penstock.tasks.schedule import Scheduler
 from penstock.tasks.work import Work
 from penstock.testing.simulation.process import Process
 from penstock.testing.simulation.tasks.client import SimulatedClient
+from penstock.testing.simulation.tasks.operator import transactions_of
 from penstock.testing.simulation.tasks.plan import LEASE, TICK
 
 AFTERMATH = 1.0
@@ -54,6 +58,9 @@ class TaskProcess(Process):
     async def start(self) -> None:
         world = self.world
         client = self._client = SimulatedClient(world, self)
+        transactions = transactions_of(world, client)
+        app = SimpleNamespace(tasks=world.functions.tasks, transactions=transactions, max_body=MAX_BODY)
+        current_app.set(cast(App, app))
         around = Surroundings(solitude=Solitude(), lease=LEASE, clock=world.clock, rng=world.rng)
         for task in world.functions.tasks.values():
             consumer = Consumer(self._staffed(task, client, around), client.broker, around, self.fatal())

@@ -1,4 +1,4 @@
-"""What is left to chance in the engine's followers of a store, decided by the seed here."""
+"""What is left to chance in the engine's followers of a store and lookouts, decided by the seed here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import contextlib
 import random
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from penstock.stores import following
+from penstock.tasks import lookout
 
 T = TypeVar("T")
 
@@ -34,13 +35,21 @@ class InOrder(set[T]):
 
 @contextlib.contextmanager
 def steady(rng: random.Random) -> Iterator[None]:
-    """Inside, followers take their jitter from `rng`, and ring their bells in the same order each time."""
-    names = {"set": InOrder, "random": SimpleNamespace(Random=lambda: rng)}
-    before = {name: vars(following)[name] for name in names if name in vars(following)}
-    vars(following).update(names)
-    try:
+    """Inside, followers take their jitter from `rng`; they ring their bells, and lookouts begin to watch runs, in the
+    same order each time.
+    """
+    with contextlib.ExitStack() as undoing:
+        for module, names in (
+            (following, {"set": InOrder, "random": SimpleNamespace(Random=lambda: rng)}),
+            (lookout, {"set": InOrder}),
+        ):
+            here = vars(module)
+            undoing.callback(_restore, here, {name: here[name] for name in names if name in here}, list(names))
+            here.update(names)
         yield
-    finally:
-        for name in names:
-            del vars(following)[name]
-        vars(following).update(before)
+
+
+def _restore(here: dict[str, Any], before: dict[str, Any], names: list[str]) -> None:
+    for name in names:
+        del here[name]
+    here.update(before)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from penstock.errors import BrokerUnavailable
 from penstock.stores.base import Change, Entry, StoreCapabilities
+from penstock.testing.simulation.tasks.steady import InOrder
 from penstock.waiting import Bell
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class FaultyWatch:
                 if self._keys and self._world.happens("watch confused"):
                     self._told[self._world.rng.choice(list(self._keys))] = None
                 told, self._told = self._told, {}
-                return set(told)
+                return InOrder(told)
             left = until - self._world.loop.now
             if left <= 0:
                 break

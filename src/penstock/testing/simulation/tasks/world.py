@@ -23,6 +23,8 @@ from penstock.testing.simulation.process import Life
 from penstock.testing.simulation.tasks.audit import Audit
 from penstock.testing.simulation.tasks.functions import Functions
 from penstock.testing.simulation.tasks.judge import Judge
+from penstock.testing.simulation.tasks.operator import Operator
+from penstock.testing.simulation.tasks.passages import Passages
 from penstock.testing.simulation.tasks.plan import CALM_FOR, CALM_WITHIN, FAULTY_FOR, LOST_AFTER, Plan, Spec
 from penstock.testing.simulation.tasks.process import TaskProcess
 from penstock.testing.simulation.tasks.sender import Sender
@@ -43,6 +45,8 @@ class TaskWorld(Ground):
         self.store = MemoryStoreServer(self.clock)
         self.watches: list[FaultyWatch] = []
         self.audit = Audit(self)
+        self.passages = Passages(self)
+        self.operator = Operator(self)
         self.functions = Functions(self)
         self.senders: list[Sender] = []
         self.workers: list[TaskProcess] = []
@@ -84,7 +88,7 @@ class TaskWorld(Ground):
         if not isinstance(item, Ack) or record is None or record.owner is not subscription.inner:
             return
         run = (delivery.id, delivery.queue.removesuffix(SUFFIX))
-        if run in self.audit.ended:
+        if run in self.audit.ended or run in self.audit.revived:  # its next message may not be published yet
             return
         copies = [one for one in self.contents() if (one.id, one.queue.removesuffix(SUFFIX)) == run]
         self.require(len(copies) > 1, f"the last message of {'/'.join(run)} is acknowledged, and it has not ended")
@@ -129,18 +133,20 @@ class TaskWorld(Ground):
         calm = Ledger(FaultyStore(self, None), self.clock, worker="None")
         self.calm = True  # no fault befalls what is declared
         for task in self.functions.tasks.values():
-            await calm.register(task.name, task.topics)
+            await calm.topics.register(task.name, task.topics)
         self.calm = False
         self.workers = [TaskProcess(self, n) for n in range(self.plan.processes)]
         self.senders = [Sender(self, n, specs) for n, specs in enumerate(self.plan.senders)]
         self.processes = [*self.workers, *self.senders]
         for process in self.processes:
             process.boot()
+        operating = asyncio.get_running_loop().create_task(self.operator.work())
         await asyncio.sleep(FAULTY_FOR)
         self.calm = True
         judge = Judge(self, calm)
         try:
             async with asyncio.timeout(CALM_WITHIN):
+                await operating
                 await self._end_schedules(judge)
                 await self._come_to_rest(calm, judge)
         except TimeoutError:
@@ -150,6 +156,7 @@ class TaskWorld(Ground):
         for one in self.processes:
             await one.shut_down()
             await one.check_drained()
+        await self.operator.close()
 
     async def _end_schedules(self, judge: Judge) -> None:
         await asyncio.sleep(CALM_FOR)
@@ -170,6 +177,8 @@ class TaskWorld(Ground):
                 empty_since = None
                 continue
             empty_since = empty_since or self.loop.now
+            for id in sorted({id for id, queue in self.audit.revived - self.audit.ended.keys()}):
+                await ledger.cancel(id)  # the operator was not told that it is published
             lost = self.loop.now - empty_since > LOST_AFTER
             self.require(not lost, f"lost: {judge.unended()}")
             awaited = {id for sender in self.senders for id in sender.waiting}  # who waits for it looks by himself
