@@ -62,5 +62,8 @@ class Child:
             self.kill()
             return -signal.SIGKILL
 
+    def has_said(self, words: str) -> bool:
+        return words in self.log.read_text(errors="replace")
+
     def last_words(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])

@@ -67,6 +67,9 @@ class Play:
         self._clear()
         database.create()
         consumer = self._start("demo.pipeline")
+        self._wait(
+            lambda: consumer.has_said("consuming "), "its queues are there"
+        )  # or it misses what is published before
         sensors = self._start("demo.sensors")
         self.say(f"a consumer ({consumer.pid}) and a source ({sensors.pid}) of this machine's readings have started")
         self._wait(lambda: bool(BATCHES.ids("finished")), "readings are being stored")

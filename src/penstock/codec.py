@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -107,39 +108,89 @@ def decode(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
             return _parse(raw)
         except InvalidMessage:
             return raw
-    main, _, parameters = str(content_type).partition(";")
-    main = main.strip().lower()
-    if main == JSON or main.endswith("+json"):
+    main, parameters = _main_type(content_type)
+    if _is_json(main):
         return _parse(raw)
     if main.startswith("text/"):
         return _text(raw, parameters)
     return raw
 
 
+def _main_type(content_type: Any) -> tuple[str, str]:
+    main, _, parameters = str(content_type).partition(";")
+    return main.strip().lower(), parameters
+
+
+def _is_json(main: str) -> bool:
+    return main == JSON or main.endswith("+json")
+
+
 def typed(kind: Any) -> Decode:
-    """A decoder of JSON bodies into `kind`: a dataclass, TypedDict, msgspec Struct, pydantic model or
-    any type that msgspec can validate.
+    """A decoder of bodies into `kind`: `str`, `bytes`, a dataclass, TypedDict, msgspec Struct, pydantic model or any
+    type that msgspec can validate. Text and bytes are for kinds that take them; all else is JSON, whatever a body says
+    that it is.
 
     :raises TypeError: bodies cannot be decoded into `kind`.
     :raises InvalidMessage: from the decoder, when a body does not fit.
     """
     validate_json = getattr(kind, "model_validate_json", None)
+    takes: type[str] | type[bytes] | None = None
     if callable(validate_json):
         parse: Callable[[bytes], Any] = validate_json
-    elif isinstance(msgspec.inspect.type_info(kind), msgspec.inspect.CustomType):
-        raise TypeError(f"{kind!r} is not a type that JSON can be validated against")
     else:
-        parse = msgspec.json.Decoder(kind).decode
+        info = msgspec.inspect.type_info(kind)
+        if isinstance(info, msgspec.inspect.CustomType):
+            raise TypeError(f"{kind!r} is not a type that JSON can be validated against")
+        parse, takes = msgspec.json.Decoder(kind).decode, _as_it_is(info)
 
     def decode_typed(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
         if CONTENT_ENCODING in headers:
             raw = decompress(raw, headers, limit)
+        if takes is not None:
+            value = _undecoded(raw, headers, takes, kind is bytes)
+            if value is not None:
+                return _converted(value, kind)
         try:
             return parse(raw)
         except Exception as error:  # msgspec's, pydantic's, and whatever the type's own checks raise
             raise InvalidMessage(one_line(error)) from None
 
     return decode_typed
+
+
+def _as_it_is(info: msgspec.inspect.Type) -> type[str] | type[bytes] | None:
+    """Which of text and bytes a kind takes as they are: msgspec allows no kind that takes both."""
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _as_it_is(info.type)
+    if isinstance(info, msgspec.inspect.UnionType):
+        return next((found for found in map(_as_it_is, info.types) if found is not None), None)
+    if isinstance(info, msgspec.inspect.BytesType):
+        return bytes
+    textual = isinstance(info, msgspec.inspect.LiteralType) and isinstance(info.values[0], str)
+    return str if textual or isinstance(info, msgspec.inspect.StrType) else None
+
+
+def _undecoded(
+    raw: bytes, headers: Mapping[str, Any], takes: type[str] | type[bytes], always: bool
+) -> str | bytes | None:
+    """A body that is text, or bytes, in the form that is taken; None: it is JSON. `always`: unless it says that, it is
+    not."""
+    content_type = headers.get(CONTENT_TYPE)
+    main, parameters = ("", "") if content_type is None else _main_type(content_type)
+    if _is_json(main):
+        return None
+    if content_type is None and not always:
+        with contextlib.suppress(InvalidMessage):
+            _parse(raw)
+            return None
+    return raw if takes is bytes else _text(raw, parameters)
+
+
+def _converted(value: str | bytes, kind: Any) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidMessage(one_line(error)) from None
 
 
 def compress(data: bytes, headers: Mapping[str, Any]) -> tuple[bytes, Mapping[str, Any]]:

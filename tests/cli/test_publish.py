@@ -39,6 +39,12 @@ def test_an_error_on_a_redis_that_keeps_nothing_is_one_line(penstock: Shell) -> 
         assert found["durable"]["detail"] == "what it confirms may be lost with its process, or in a power cut"
 
 
+def test_what_durable_takes_on_nats_is_said(penstock: Shell, nats_url: str) -> None:
+    found = {one["what"]: one for one in penstock("doctor", "--json", "--broker", nats_url).json}
+    assert found["durable"]["health"] == "note"
+    assert "sync_interval: always" in found["durable"]["detail"]
+
+
 def test_ten_thousand_lines_arrive_once_each(shell: Shell) -> None:
     lines = "".join(f'{{"n": {n}}}\n' + "\n" * (n % 100 == 0) for n in range(10_000))
     assert shell("publish", "orders", "-", "--json", input=lines).json == {"published": 10_000}

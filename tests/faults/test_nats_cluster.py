@@ -18,8 +18,7 @@ from penstock import App, Client, Message
 from penstock.brokers import registry
 from penstock.brokers.base import Broker, Queue
 from penstock.errors import BrokerError, BrokerUnavailable, PublishError, TimeoutError
-from penstock.testing.faults import wait_until
-from penstock.testing.faults.nats import ClusterNode, NatsCluster
+from penstock.testing.faults import ClusterNode, NatsCluster, wait_until
 from tests.faults.scenes import LEASE, PREFETCH, NatsScene, Scene
 from tests.faults.test_server import Publisher
 from tests.helpers import eventually

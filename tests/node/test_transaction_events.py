@@ -148,7 +148,7 @@ async def test_switched_off_nothing_is_told(tmp_path: Path) -> None:
         id = await hosted.node.send("order.placed", {})
         await hosted.ended(id)
         assert (await hosted.app.transactions.get(id)).status == "Complete"
-        topics = {record.topic for record in await hosted.node.ledger.page(100)}
+        topics = {task.sent.topic for task in await hosted.node.ledger.page(100)}
         assert topics == {"order.placed"}
 
 
@@ -160,7 +160,7 @@ async def test_an_event_that_nobody_is_there_for_expires(tmp_path: Path) -> None
         id = await hosted.node.send("order.placed", {})
         await hosted.until(id, "Processing")
         await hosted.ended(id)
-        records = {record.topic: record for record in await hosted.node.ledger.page(100)}
+        records = {task.sent.topic: task.as_record(2**20) for task in await hosted.node.ledger.page(100)}
         assert records["Transaction.Complete"].expiresAt is not None
         assert records["Transaction.Processing"].expiresAt is None  # it waits for as long as it takes
 

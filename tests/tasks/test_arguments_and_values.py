@@ -549,4 +549,4 @@ async def test_what_could_not_be_sent_leaves_no_record_and_no_unique_key(unused_
                 await app.send("work", 1, unique="key", timeout=0.3, broker="away")
             assert not caught.value.reached
         ledger = await app.client._ledger(WITHIN)
-        assert [record.topic for record in await ledger.page(10)] == ["known"]
+        assert [task.sent.topic for task in await ledger.page(10)] == ["known"]

@@ -20,8 +20,9 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a message system can do. Read by the engine, asserted by the conformance suite."""
 
     durable: bool
-    """A confirmed message survives the death of every process, and a power cut: unless the adapter's page says what
-    the server has to be told for that."""
+    """A confirmed message survives the death of every process, and a power cut, `durable_with` what that takes."""
+    durable_with: str = ""
+    """What has to be said to the server for that, if by default a power cut may cost what it has just confirmed."""
     atomic_move: bool
     """`Move` happens whole or not at all; else it may leave the message twice, with the same id."""
     atomic_publish: bool

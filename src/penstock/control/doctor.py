@@ -136,6 +136,9 @@ async def _broker(url: str) -> AsyncIterator[Finding]:
             yield Finding("capabilities", "ok", _capabilities(broker.capabilities))
             if not broker.capabilities.durable:
                 yield Finding("durable", "note", "what it confirms may be lost with its process, or in a power cut")
+            elif needed := broker.capabilities.durable_with:
+                said = f"what it has just confirmed may be lost in a power cut, unless its server has {needed!r}"
+                yield Finding("durable", "note", said)
     except PenstockError as error:
         yield Finding("broker", "failed", f"{config.mask(url)}: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -14,11 +15,14 @@ from penstock import terms
 from penstock.brokers.base import Broker
 from penstock.errors import BrokerUnavailable, PenstockError, PublishError, one_line
 from penstock.message import Outgoing
-from penstock.stores.ledger import Ledger
-from penstock.stores.records import Sent, State, TaskRecord
+from penstock.stores.ledger import MOST_BODY, Ledger
+from penstock.stores.records import Sent, Standing, State, TaskRecord
 from penstock.terms import Failure
 
-PAGE = 200  # tasks looked at together
+FIRST_PAGE, PAGE = 20, 200  # tasks looked at together
+LARGE = 2**20  # bytes
+MOST_SHOWN = 64 * 2**20
+"""Bytes of what tasks carry that are shown in one list."""
 UNSUCCESSFUL: frozenset[State] = frozenset({"failed", "cancelled", "expired"})
 """The states of runs that can be tried again."""
 
@@ -33,18 +37,23 @@ class Conflict(PenstockError):
 async def latest(
     ledger: Ledger, limit: int, *, state: State | None = None, topic: str | None = None
 ) -> list[TaskRecord]:
-    """The latest tasks, newest first; only those of a state, or sent to a topic, if one is given.
+    """The latest tasks, newest first; only those of a state, or sent to a topic, if one is given. At least one, and
+    no more than `MOST_SHOWN` bytes of what they carry.
 
     :raises BrokerUnavailable: the store is away.
     """
-    page = PAGE if state or topic else min(limit, PAGE)
     found: list[TaskRecord] = []
-    async with aclosing(_newest_first(ledger, page)) as records:
-        async for record in records:
-            if (state is None or record.state == state) and (topic is None or record.topic == topic):
-                found.append(readable(record))
-                if len(found) >= limit:
-                    break
+    size = 0
+    async with aclosing(_newest_first(ledger, min(limit, FIRST_PAGE))) as tasks:
+        async for task in tasks:
+            if state not in (None, task.state) or topic not in (None, task.sent.topic):
+                continue
+            size += task.size
+            if found and size > MOST_SHOWN:
+                break
+            found.append(await _shown(task))
+            if len(found) >= limit:
+                break
     return found
 
 
@@ -54,7 +63,7 @@ async def find(ledger: Ledger, taskid: str) -> TaskRecord:
     :raises UnknownTask: nothing is known of it.
     :raises BrokerUnavailable: the store is away.
     """
-    return readable(await ledger.record(taskid))
+    return await _shown(await ledger.look(taskid))
 
 
 def readable(record: TaskRecord) -> TaskRecord:
@@ -73,13 +82,21 @@ def plain(value: Any) -> Any:
         return {"base64": base64.b64encode(value).decode()}
 
 
-async def _newest_first(ledger: Ledger, page: int) -> AsyncGenerator[TaskRecord, None]:
-    """Every task: their ids are in the order of time."""
+async def _shown(task: Standing) -> TaskRecord:
+    """A task for reading; a large one is read in a thread."""
+    if task.size <= LARGE:
+        return readable(task.as_record(MOST_BODY))
+    return await asyncio.to_thread(lambda: readable(task.as_record(MOST_BODY)))
+
+
+async def _newest_first(ledger: Ledger, page: int) -> AsyncGenerator[Standing, None]:
+    """Every task: their ids are in the order of time. Few of them together while they are large."""
     after: str | None = None
-    while records := await ledger.page(page, after):
-        for record in records:
-            yield record
-        after = records[-1].taskid
+    while tasks := await ledger.page(page, after):
+        for task in tasks:
+            yield task
+        after = tasks[-1].taskid
+        page = min(page * 4, PAGE) if sum(task.size for task in tasks) < LARGE else max(page // 4, 1)
 
 
 # -- cancelling

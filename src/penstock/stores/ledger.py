@@ -332,7 +332,7 @@ class Ledger:
         """
         return (await self.look(taskid)).as_record(MOST_BODY)
 
-    async def page(self, limit: int, after: str | None = None) -> list[TaskRecord]:
+    async def page(self, limit: int, after: str | None = None) -> list[Standing]:
         """Tasks, the latest first; `after` is the last one's id of the page before."""
         beyond = None if after is None else f"task/{after}"
         entries = await self.store.scan("task/", after=beyond, limit=limit, newest_first=True)
@@ -343,7 +343,7 @@ class Ledger:
         for (task, queue), entry in zip(places, found, strict=True):
             runs.setdefault(task, {})[queue] = entry
         tasks = zip(entries, sent, strict=True)
-        return [(await self._standing(task, one, runs.get(task.key, {}))).as_record(MOST_BODY) for task, one in tasks]
+        return [await self._standing(task, one, runs.get(task.key, {})) for task, one in tasks]
 
     async def wait(self, taskid: str) -> Standing:
         """How a task stands once all of its runs have ended.

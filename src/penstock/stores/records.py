@@ -70,6 +70,12 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     data: bytes
     headers: dict[str, Any]
 
+    @property
+    def size(self) -> int:
+        """Bytes of what it says, unpacked: of gzip, what that says itself (RFC 1952, ISIZE)."""
+        packed = codec.CONTENT_ENCODING in self.headers
+        return max(len(self.data), int.from_bytes(self.data[-4:], "little")) if packed else len(self.data)
+
     def value(self, limit: int) -> Any:
         """What it says; what cannot be read is shown as it is."""
         try:
@@ -205,6 +211,11 @@ class Standing(msgspec.Struct, gc=False):
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def size(self) -> int:
+        """Bytes of its content and its results, unpacked."""
+        return self.sent.content.size + sum(run.result.size for run in self.runs.values() if run.result is not None)
 
     def as_record(self, limit: int) -> TaskRecord:
         """The same for people. Values of more than `limit` bytes are shown as they came."""

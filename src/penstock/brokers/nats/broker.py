@@ -75,6 +75,7 @@ class NatsBroker:
         self.publisher = Publisher(self.link, self.names, self.bindings, self._limits, dedup)
         self.capabilities = Capabilities(
             durable=True,
+            durable_with="sync_interval: always",
             atomic_move=False,
             atomic_publish=False,
             fenced=False,

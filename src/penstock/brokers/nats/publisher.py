@@ -306,13 +306,17 @@ class Publisher:
             size = len(block) + len(message.body)
             if size > line.largest - room:
                 raise wire.TooLargeError(
+                    size,
+                    line.largest - room,
                     f"message {message.id[:80]!r} takes {size} bytes, of which this server carries {line.largest}, "
-                    f"{room} of them kept for its history: raise its max_payload"
+                    f"{room} of them kept for its history: raise its max_payload",
                 )
             if len(block) > wire.MOST_HEADERS - room:
                 raise wire.TooLargeError(
+                    len(block),
+                    wire.MOST_HEADERS - room,
                     f"id, key and headers take {len(block)} bytes, of which NATS carries {wire.MOST_HEADERS}, "
-                    f"{room} of them kept for the message's history"
+                    f"{room} of them kept for the message's history",
                 )
         except PublishError as error:
             batch.refused(number, error)

@@ -9,7 +9,7 @@ import msgspec
 
 from penstock import codec
 from penstock.brokers.nats.names import tail
-from penstock.errors import PublishError
+from penstock.errors import BodyTooLarge, PublishError
 from penstock.message import Delivery, Outgoing
 
 HEAD = b"NATS/1.0\r\n"
@@ -21,8 +21,12 @@ MOST_HEADERS = 65_535
 _BEGINNING = HEAD + ENVELOPE
 
 
-class TooLargeError(PublishError):
+class TooLargeError(BodyTooLarge):
     """It will never be carried as it is."""
+
+    def __init__(self, size: int, limit: int, what: str) -> None:
+        super().__init__(size, limit)
+        self.args = (what,)
 
 
 class Envelope(msgspec.Struct, omit_defaults=True):
@@ -111,7 +115,8 @@ def header_of(message: Outgoing, topic: str, msg_id: str | None = None, now: flo
     except (TypeError, ValueError, OverflowError) as error:
         raise PublishError(f"message {message.id[:80]!r} cannot be written as JSON: {error}") from None
     if len(block) > MOST_HEADERS:
-        raise TooLargeError(f"id, key and headers take {len(block)} bytes: NATS carries up to {MOST_HEADERS}")
+        said = f"id, key and headers take {len(block)} bytes: NATS carries up to {MOST_HEADERS}"
+        raise TooLargeError(len(block), MOST_HEADERS, said)
     return block + b"\r\n"
 
 

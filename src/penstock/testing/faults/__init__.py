@@ -1,7 +1,8 @@
 """Faults from outside, for tests of what survives them.
 
-`Ledger` is a file of what really happened, `Processes` are consumers to be killed, `Proxy` is a line
-to be cut, and `RabbitNode`, `RedisNode`, `NatsNode` (`NatsCluster`: three of them) and `PostgresNode` are servers to be killed, stopped and frozen.
+`Ledger` is a file of what really happened, `Processes` are consumers to be killed, `halt` makes one stand still,
+`Proxy` is a line to be cut, and `RabbitNode`, `RedisNode`, `NatsNode` (`NatsCluster`: three of them) and `PostgresNode`
+are servers to be killed, stopped and frozen.
 """
 
 from penstock.testing.faults.halting import halt
