@@ -114,20 +114,8 @@ class Folder:
             raise ConfigError("watching files needs watchfiles: pip install 'penstock[server]'") from None
         due = 0.0  # the next look, whatever has changed: a database that is busy here leaves no time without a change
 
-        def concerns(change: Change, path: str) -> bool:
-            if path.endswith(SUFFIXES):
-                return True
-            # A folder that is moved comes or goes as one, without a word of its files.
-            if change is Change.modified:
-                return False
-            inside = os.path.relpath(path, self.path)
-            if change is Change.deleted:
-                return any(file.startswith(inside + os.sep) for file in list(self._read))
-            ignored = any(part.startswith(".") or part == "__pycache__" for part in inside.split(os.sep))
-            return not ignored and os.path.isdir(path)
-
         def tells(change: Change, path: str) -> bool:
-            return time.monotonic() >= due or concerns(change, path)
+            return time.monotonic() >= due or self._concerns(change.raw_str(), path)
 
         for changes in watch(
             self.path,
@@ -139,10 +127,21 @@ class Folder:
             yield_on_timeout=True,
             ignore_permission_denied=True,
         ):
-            told = any(concerns(change, path) for change, path in changes)
+            told = any(self._concerns(change.raw_str(), path) for change, path in changes)
             if told or time.monotonic() >= due:
                 due = time.monotonic() + LOOK / 1000 * (1 if told else MOST_QUIET)
                 yield True
+
+    def _concerns(self, change: str, path: str) -> bool:
+        """Whether a change, `added`, `modified` or `deleted`, may be one of definitions."""
+        if path.endswith(SUFFIXES):
+            return True
+        inside = os.path.relpath(path, self.path)
+        # A folder that is moved comes and goes as one, without a word of its files.
+        if change == "deleted":
+            return any(file.startswith(inside + os.sep) for file in list(self._read))
+        ignored = any(part.startswith(".") or part == "__pycache__" for part in inside.split(os.sep))
+        return change == "added" and not ignored and os.path.isdir(path)
 
     @property
     def requirements(self) -> Path | None:

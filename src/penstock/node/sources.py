@@ -44,11 +44,11 @@ class Sources:
         self._roster = roster
         self._taken = 0
         """The version of the directory that the book knows."""
+        self._wanted: list[Definition] = []
+        """What it defines."""
         self._looking = asyncio.Lock()
         self._begun = self._applied = 0
         """Looks at the store: how many have begun, and which was the last that came to its end."""
-        self._wanted: list[Definition] = []
-        """What it defines."""
         self._told: dict[Problem, object] = {}
         """The complaints, each with what its file was when it was logged."""
         self._lost = False
@@ -158,7 +158,7 @@ class Sources:
         self._applied = self._begun
 
     def _is_lost(self) -> bool:
-        """Whether the store was emptied. Now and then, or two nodes of one name would undo each other's all the time."""
+        """Whether the store was emptied. Now and then, or two nodes of one name could undo each other's for ever."""
         now = time.monotonic()
         if now - self._restored > LOOK_AGAIN / 2 and self._book.has_lost(self._wanted, self._folder.origin):
             log.warning("the definitions are gone from the store: %s is read into it again", self._folder.path)
