@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +16,17 @@ import msgspec
 
 from penstock.errors import ConfigError, near
 
+log = logging.getLogger("penstock.config")
+
 FILE = "penstock.toml"
 DEFAULT_DATABASE = "penstock.db"
 _TOKEN_SCHEMES = ("nats", "tls")
 """Of URLs whose user, without a password, is a secret."""
+_NO_SCHEME = re.compile(r"(?<!\S)([^\s:]*:)\S+@")
+"""What may be a user and a password where somebody mistyped a URL."""
+_QUOTED = re.compile(r"(['\"]).*\1", re.S)
+_refused: set[tuple[Path, str]] = set()
+"""Files that a warning was given of, and why."""
 _SECRET_OPTION = re.compile(r"([?&][^=&#]*(?:passw|secret|token|seed|api_?key)[^=&#]*=)[^&#]*", re.I)
 
 Above0 = Annotated[int, msgspec.Meta(ge=1)]
@@ -115,12 +124,54 @@ def _convert(values: Mapping[str, Any], where: str) -> Config:
 
 
 def find_file(start: Path | None = None) -> Path | None:
-    """The nearest `penstock.toml`, from `start` (default: here) upwards."""
+    """The nearest `penstock.toml`, from `start` (default: here) upwards. One above `start` that somebody else owns or
+    may write to is passed over, with a warning: it could send whoever works below, and what they send, anywhere."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / FILE).is_file():
-            return folder / FILE
+        path = folder / FILE
+        if not path.is_file():
+            continue
+        wrong = None if folder == here else _distrusted(path)
+        if wrong is None:
+            return path
+        if (path, wrong) not in _refused:
+            _refused.add((path, wrong))
+            log.warning("%r is passed over: %s", str(path), wrong)
     return None
+
+
+def _distrusted(path: Path) -> str | None:
+    """Why a file may say what neither this user nor root wants. Where files have no owners, nobody can tell."""
+    if not hasattr(os, "getuid"):
+        return None
+    try:
+        for facts in (path.lstat(), path.stat()):  # a link is its owner's word too
+            if facts.st_uid not in (0, os.getuid()):
+                return f"user {facts.st_uid} owns it, and neither this user nor root"
+            if not stat.S_ISLNK(facts.st_mode) and _shared(facts):
+                return f"others may write to it (its mode is {stat.S_IMODE(facts.st_mode):o}): chmod go-w"
+    except OSError as error:
+        return f"{error.strerror}"
+    return None
+
+
+def _shared(facts: os.stat_result) -> bool:
+    """Whether somebody other than its owner may write to a file."""
+    if facts.st_mode & stat.S_IWOTH:
+        return True
+    return bool(facts.st_mode & stat.S_IWGRP) and not _is_alone(facts.st_uid, facts.st_gid)
+
+
+def _is_alone(user: int, group: int) -> bool:
+    """Whether a group is the user's own. Systems that give each user one let it write to what the user makes."""
+    import grp
+    import pwd
+
+    try:
+        name, found = pwd.getpwuid(user).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 def default_broker(start: Path | None = None) -> str:
@@ -181,7 +232,8 @@ def parse_url(text: str) -> URL:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ConfigError(f"{mask(text)!r} is not a URL: {error}") from None
+        # What is quoted may be part of a password: of one with a slash, what is before it is taken for the port.
+        raise ConfigError(f"{mask(text)!r} is not a URL: {_QUOTED.sub('***', str(error))}") from None
     if not parts.scheme or "://" not in text:
         raise ConfigError(f"{mask(text)!r} is not a URL: write it as scheme://…, such as sqlite:///penstock.db")
     return URL(
@@ -210,14 +262,34 @@ def named(url: str, name: str) -> str:
 
 
 def mask(url: str) -> str:
-    """A URL fit for a log: its password, its token and its secret options replaced by stars."""
+    """A URL fit for a log: its password, its token and its secret options replaced by stars. Of what is no URL,
+    whatever may have been meant as a password."""
     head, separator, rest = _SECRET_OPTION.sub(r"\1***", url).partition("://")
+    if not separator:
+        return _NO_SCHEME.sub(r"\1***@", head)
+    if head.lower() in _TOKEN_SCHEMES:
+        return f"{head}{separator}{_mask_tokens(rest)}"
     userinfo, at, tail = rest.rpartition("@")
-    if at and head.lower() in _TOKEN_SCHEMES and not any(mark in userinfo for mark in ":/?"):
-        return f"{head}{separator}***@{tail}"
     if not at or ":" not in userinfo:
         return f"{head}{separator}{rest}"
     return f"{head}{separator}{userinfo.partition(':')[0]}:***@{tail}"
+
+
+def _mask_tokens(rest: str) -> str:
+    """Of a server, and of those that its options list, all that stands before the @."""
+    place, mark, options = rest.partition("?")
+    if "=" not in options.partition("@")[0]:
+        return _mask_user(rest)
+    shown = []
+    for item in re.split("([&,])", options):
+        name, equals, value = item.partition("=")
+        shown.append(f"{name}={_mask_user(value)}" if equals else _mask_user(name))
+    return f"{_mask_user(place)}{mark}{''.join(shown)}"
+
+
+def _mask_user(place: str) -> str:
+    _, at, tail = place.replace("%40", "@").rpartition("@")
+    return f"***@{tail}" if at else place
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -39,10 +39,21 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """For people: time, level, logger, message."""
+    """For people: time, level, logger, message. What a message or a traceback quotes can neither begin a line that
+    looks like another record nor command a terminal: its further lines are indented, its control characters escaped."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        told = super().format(record)
+        return told if told.isprintable() else "\n  ".join(map(_visible, told.split("\n")))
+
+
+def _visible(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(one if one.isprintable() or one == "\t" else repr(one)[1:-1] for one in line)
 
 
 def configure(level: str = "info", style: str = "console") -> None:

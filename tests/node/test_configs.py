@@ -59,6 +59,32 @@ def test_no_secret_is_shown(values: Any) -> None:
     assert "geheim" not in configs.masked_text(text + "# geheim\n")
 
 
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML is without libyaml here")
+def test_what_is_shown_is_read_and_written_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python, what a file may hold takes seconds, in which the node does nothing else."""
+
+    def slowly(*_: object) -> None:
+        raise AssertionError("in Python")
+
+    monkeypatch.setattr(yaml.scanner.Scanner, "fetch_more_tokens", slowly)
+    monkeypatch.setattr(yaml.emitter.Emitter, "emit", slowly)
+    text = "b: Grüße\na:\n- '1'\n- null\npassword: '***'\n"
+    assert configs.masked_text(text.replace("'***'", "geheim")) == text
+
+
+def test_what_is_shown_is_shown_as_it_was_written() -> None:
+    assert configs.masked_text("greeting: hello 😀\n") == "greeting: hello 😀\n"
+
+
+@pytest.mark.parametrize("text", ["password => geheim", "nats://a?servers=b,geheim@c", "guest:geheim@host"])
+def test_what_was_masked_of_a_text_is_known_for_it(text: str) -> None:
+    shown = configs.masked(text)
+    assert "geheim" not in shown
+    assert configs.holds_mask(shown)
+    assert not configs.holds_mask(text)
+    assert configs.unmasked(shown, text) == text
+
+
 def test_what_only_says_where_a_secret_is_stays() -> None:
     assert configs.masked({"password": "${DB_PASSWORD}", "region": "eu"}) == {
         "password": "${DB_PASSWORD}",

@@ -13,13 +13,18 @@ LOOKED_AT = 16_384
 """Characters of a text that are looked at; what is beyond them is left out."""
 
 WORDS = (
-    r"passw|passphrase|pass(?![a-z])|pwd|secret|token|credential|private|api[_-]?key|access[_-]?key|auth(?!or)|salt"
-    r"|signature"
+    r"passw|passphrase|pass(?![a-z])|pwd|secret|token|credential|private|api[_-]?key|access[_-]?key"
+    r"|auth(?!or(?!i[sz]))|cookie|salt|signature"
 )
 """What is named so is a secret; a regular expression, whatever the case."""
 _SECRET = re.compile(WORDS, re.I)
 _BLOCK = r"[|>][+-]?\d?[ \t]*\n(?:[ \t]+[^\n]*\n?)*"  # YAML's several lines
-_QUOTED = r"\"(?:[^\"\\]|\\.)*\"?|'(?:[^']|'')*'?"
+_ESCAPES = r"\\{0,7}"  # before a quotation mark: of JSON within JSON, thrice
+_QUOTED = (
+    r"\"(?:[^\"\\]|\\[\s\S])*\"?"
+    r"|'(?:[^'\\]|\\[\s\S]|'')*(?:'[^\s,;&)\]}]*)?"  # in YAML, \' is an end: the next ' began another
+    r"|(?P<escapes>\\{1,7})\"(?:(?!(?<!\\)(?P=escapes)\")(?:\\{1,15}\"|[^\"]))*(?:\\{1,7}\")?"
+)
 
 # All repetitions that could be tried from each character of a long text are bounded.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -30,13 +35,18 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\b(?:xox[a-z]|xapp)-[\w-]+"), STARS),
     (
         re.compile(
-            rf"((?:{WORDS})[\w-]{{0,40}}(?:[\"']?\s{{0,5}}:[ \t]{{1,5}}|[\"']:)|(?:passw(?:or)?d|secret):)"
+            rf"((?:{WORDS})[\w-]{{0,40}}{_ESCAPES}(?:[\"']?\s{{0,5}}:[ \t]{{1,5}}|[\"']:)|(?:passw(?:or)?d|secret):)"
             rf"(?:{_BLOCK}|{_QUOTED}|[^\n,}}]+)",
             re.I,
         ),
         rf"\1{STARS}",
     ),
-    (re.compile(rf"((?:{WORDS})[\w-]{{0,40}}[ \t]{{0,5}}=[ \t]{{0,5}})(?:{_QUOTED}|[^\s&,;]+)", re.I), rf"\1{STARS}"),
+    (
+        re.compile(
+            rf"((?:{WORDS})[\w-]{{0,40}}{_ESCAPES}[\"']?[ \t]{{0,5}}=>?[ \t]{{0,5}})(?:{_QUOTED}|[^\s&,;]+)", re.I
+        ),
+        rf"\1{STARS}",
+    ),
 )
 
 

@@ -126,8 +126,7 @@ class Book:
         :raises UnknownDefinition: there is no such kind.
         """
         entries = await all_under(self._store, f"definition/{known(kind)}/")
-        pages = [(entry, page_of(entry)) for entry in entries]
-        return [shown(name_in(entry.key), known(kind), page) for entry, page in pages if page and page.text is not None]
+        return await asyncio.to_thread(_all_shown, known(kind), entries)  # masking takes its time
 
     async def show(self, kind: str, name: str) -> Stored:
         """:raises UnknownDefinition: there is none of that name."""
@@ -135,7 +134,7 @@ class Book:
         page = page_of(entry)
         if page is None or page.text is None:
             raise UnknownDefinition(kind, name, [one.name for one in await self.list(kind)])
-        return shown(name, known(kind), page)
+        return await asyncio.to_thread(shown, name, known(kind), page)
 
     # -- writing
 
@@ -342,3 +341,8 @@ def _holds_mask(one: Definition) -> bool:
     if isinstance(one, JobDefinition):
         return one.slack is not None and configs.MASK in (one.slack.token, one.slack.app_token)
     return isinstance(one, ConfigDefinition) and configs.holds_mask(one.values)
+
+
+def _all_shown(kind: Kind, entries: Sequence[Entry]) -> list[Stored]:
+    pages = [(entry, page_of(entry)) for entry in entries]
+    return [shown(name_in(entry.key), kind, page) for entry, page in pages if page and page.text is not None]

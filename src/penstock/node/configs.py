@@ -14,7 +14,7 @@ from penstock.control import masking
 from penstock.errors import ConfigError
 
 MASK = masking.STARS
-_MASKED = re.compile(rf"(?:[:=]|//|Bearer|Basic)\s*{re.escape(MASK)}", re.I)
+_MASKED = re.compile(rf"(?:[:=]|=>|//|Bearer|Basic)\s*{re.escape(MASK)}|{re.escape(MASK)}@", re.I)
 """What was not shown of a text."""
 SECRET = re.compile(masking.WORDS, re.IGNORECASE)
 """A key like this names something that nobody is shown."""
@@ -22,6 +22,11 @@ SHORTEST = 6
 """Characters of a secret that is looked for in other text."""
 _REFERENCE = re.compile(r"\$(?:\$|\{([^}]*)(?:\}|\Z))", re.S)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# Those in C, where there are any: those in Python need seconds for what a file may hold.
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
+"""Emoji and the like, which the dumper in C writes as \\U…."""
 
 
 def expand(values: Any, environ: Mapping[str, str] | None = None) -> Any:
@@ -115,7 +120,10 @@ def _texts(values: Any, environ: Mapping[str, str] | None) -> set[str]:
 
 def masked_text(text: str) -> str:
     """A configuration's YAML, with its secrets masked. Comments go, for they may hold one."""
-    return text_of(masked(yaml.safe_load(text)))
+    values = masked(yaml.load(text, Loader=_Loader))  # noqa: S506 - a safe one
+    if _ASTRAL.search(text):
+        return text_of(values)
+    return yaml.dump(values, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
 def unmasked(values: Any, old: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from penstock.config import parse_url
+from penstock.config import mask, parse_url
 from penstock.errors import ConfigError
 
 
@@ -26,9 +26,9 @@ def parse_address(url: str, vhost: str | None = None) -> Address:
     try:
         path = database_path(parts.path)
     except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"{url!r} names no file: {error}") from None
+        raise ConfigError(f"{mask(url)!r} names no file: {error}") from None
     if parts.host or not parts.path.strip("/"):
-        raise ConfigError(f"{url!r} names no file: write sqlite:///relative.db or sqlite:////absolute/path.db")
+        raise ConfigError(f"{mask(url)!r} names no file: write sqlite:///relative.db or sqlite:////absolute/path.db")
     return Address(path, (vhost if vhost is not None else options.get("vhost", "")).strip("/"))
 
 
