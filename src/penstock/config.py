@@ -226,14 +226,18 @@ class URL(msgspec.Struct, frozen=True):
         return found
 
 
+def unquoted(error: ValueError) -> str:
+    """What `urlsplit` complains of, without what it quotes: that may be part of a password, of one with a slash say."""
+    return _QUOTED.sub("***", str(error))
+
+
 def parse_url(text: str) -> URL:
     """:raises ConfigError: not a URL."""
     try:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        # What is quoted may be part of a password: of one with a slash, what is before it is taken for the port.
-        raise ConfigError(f"{mask(text)!r} is not a URL: {_QUOTED.sub('***', str(error))}") from None
+        raise ConfigError(f"{mask(text)!r} is not a URL: {unquoted(error)}") from None
     if not parts.scheme or "://" not in text:
         raise ConfigError(f"{mask(text)!r} is not a URL: write it as scheme://…, such as sqlite:///penstock.db")
     return URL(

@@ -94,7 +94,7 @@ def test_flag_beats_environment_beats_file_beats_the_brokers_own(penstock: Shell
 def test_a_bad_store_is_one_line(penstock: Shell) -> None:
     penstock.make_queues()
     for command in (["tasks"], ["send", "x"], ["check", "jobs"], ["run", "jobs"], ["doctor"]):
-        assert "did you mean 'sqlite'?" in penstock(*command, "--store", "sqlit:///x.db", status=1).error
+        assert "did you mean 'sqlite'?" in penstock(*command, "--store", "sqlit:///x.db", status=2).error
 
 
 def test_a_script_takes_the_flag_too(penstock: Shell) -> None:

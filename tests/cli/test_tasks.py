@@ -101,6 +101,7 @@ def test_a_task_that_nobody_takes_expires_and_is_status_1(shell: Shell) -> None:
     result = shell("send", "hello", "{}", "--expires", "0.2", "--wait", "--json", status=1)
     assert result.json["state"] == "expired"
     assert result.error == f"nobody took task {result.json['taskid']} in time for audit, greet"
+    assert shell("send", "hello", "--expires", "0", "--wait", "--json", status=1).json["state"] == "expired"
     result = shell("send", "nobody", "--expires", "0.2", "--wait", status=1)
     assert "nobody took task" in result.error
 
@@ -160,7 +161,7 @@ def test_retries_priority_headers_and_delay_are_passed_on(working: Shell) -> Non
         ["send"],
         ["send", "echo", "{not json"],
         ["send", "echo", "1", "--expires", "soon"],
-        ["send", "echo", "1", "--expires", "0"],
+        ["send", "echo", "1", "--expires", "-1"],
         ["send", "echo", "1", "--expires", "inf"],
         ["send", "echo", "1", "--expires", "5", "--delay", "5"],
         ["send", "echo", "1", "--priority", "256"],
@@ -168,7 +169,7 @@ def test_retries_priority_headers_and_delay_are_passed_on(working: Shell) -> Non
         ["send", "echo", "1", "--header", "a"],
         ["call"],
         ["call", "echo", "{not json"],
-        ["call", "echo", "1", "--expires", "0"],
+        ["call", "echo", "1", "--expires", "-1"],
         ["call", "echo", "1", "--unique", "k"],
         ["tasks", "lst"],
         ["tasks", "list", "--state", "lost"],

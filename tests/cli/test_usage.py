@@ -28,6 +28,19 @@ EVERY = [
     "check",
     "doctor",
 ]
+INTERRUPTED = """
+import os, signal, sys
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "penstock.cli.root":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+sys.meta_path.insert(0, Finder())
+"""
+"""What Python runs as it starts: Ctrl-C while the command line is imported."""
 PLAIN = re.compile(r"\x1b\[")
 
 
@@ -35,6 +48,19 @@ def test_version_is_told(penstock: Shell) -> None:
     from penstock import __version__
 
     assert penstock("--version").out == f"penstock {__version__}\n"
+    for arguments in (["--version", "--json"], ["--json", "--version"]):
+        assert penstock(*arguments).json == {"version": __version__}
+
+
+def test_an_interrupt_while_modules_are_imported_is_no_traceback(penstock: Shell) -> None:
+    (penstock.folder / "sitecustomize.py").write_text(INTERRUPTED)
+    result = penstock("queues", status=130, PYTHONPATH=str(penstock.folder))
+    assert (result.out, result.err) == ("", "")
+
+
+def test_a_directory_that_is_not_there_is_named(penstock: Shell) -> None:
+    assert "there is no directory no/where" in penstock("check", "no/where", status=2).error
+    assert "nowhere" in penstock("serve", "nowhere", status=2).error
 
 
 @pytest.mark.parametrize(
@@ -60,6 +86,18 @@ def test_version_is_told(penstock: Shell) -> None:
         ["dead", "replay", "orders", "--reason", "boredom"],
         ["dead", "discard", "orders"],
         ["queues", "purge", "orders"],
+        ["queues", "--broker", "bogus://x"],
+        ["queues", "--broker", "no URL"],
+        ["tasks", "--store", "bogus://x"],
+        ["nodes", "--url", "nonsense"],
+        ["queues", "--url", "ftp://host"],
+        ["serve", "nonexistent"],
+        ["serve", "jobs.py"],
+        ["serve", ".", "--amqp-url", "redis://x"],
+        ["check", "/nonexistent"],
+        ["send", "", "{}"],
+        ["publish", "", "1"],
+        ["call", "", "1"],
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(penstock: Shell, arguments: list[str]) -> None:
@@ -86,8 +124,9 @@ def test_near_option_is_suggested(penstock: Shell) -> None:
     ],
 )
 @pytest.mark.parametrize("command", [["queues"], ["publish", "orders", "1"], ["dead", "list", "orders"], ["doctor"]])
-def test_bad_broker_url_is_one_line_and_status_1(penstock: Shell, command: list[str], url: str, said: str) -> None:
-    assert said in penstock(*command, "--broker", url, status=1).error
+def test_bad_broker_url_is_one_line_and_status_2(penstock: Shell, command: list[str], url: str, said: str) -> None:
+    assert said in penstock(*command, "--broker", url, status=2).error
+    assert said in penstock(*command, status=1, PENSTOCK_BROKER=url).error
 
 
 def test_flag_beats_environment_beats_file(penstock: Shell) -> None:

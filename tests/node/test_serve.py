@@ -106,9 +106,9 @@ def test_all_that_is_wrong_with_a_directory_is_told_and_nothing_is_made(tmp_path
         (("--job_queue_bulk_read_size", "many"), 2, "job-queue-bulk-read-size"),
         (("--worker_watch_interval", "nan"), 2, "--worker-watch-interval must be seconds"),
         (("--port", "99999"), 2, "port"),
-        (("--broker", "nowhere://"), 1, "nowhere"),
-        (("--store", "nats://127.0.0.1"), 1, "store"),
-        (("--amqp-url", "redis://127.0.0.1"), 1, "redis://127.0.0.1 is no URL of RabbitMQ"),
+        (("--broker", "nowhere://"), 2, "nowhere"),
+        (("--store", "nats://127.0.0.1"), 2, "store"),
+        (("--amqp-url", "redis://127.0.0.1"), 2, "redis://127.0.0.1 is no URL of RabbitMQ"),
         (("--colour", "red"), 2, "--colour"),
     ],
 )
@@ -121,8 +121,8 @@ def test_wrong_options_are_refused(tmp_path: Path, arguments: tuple[str, ...], c
 
 def test_no_directory_is_refused(tmp_path: Path) -> None:
     done = serve(tmp_path / "none")
-    assert done.returncode == 1
-    assert "is not a directory" in done.stderr
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
 
 
 def test_a_port_in_use_ends_the_start(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ import sys
 
 def main() -> None:
     """The `penstock` command; ends the process. 0: ok, 1: failed, 2: wrongly used, 130: interrupted."""
-    from penstock.cli.root import run
+    try:
+        from penstock.cli.root import run
 
-    sys.exit(run(sys.argv[1:]))
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while modules are imported, or in the last moment
+        status = 130
+    sys.exit(status)

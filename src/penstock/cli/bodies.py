@@ -11,6 +11,7 @@ import typer
 
 from penstock.cli.command import UsageError
 from penstock.client.client import MAX_BODY
+from penstock.client.publishing import check_text
 from penstock.clock import is_seconds
 from penstock.errors import BodyTooLarge, InvalidMessage
 
@@ -99,9 +100,23 @@ def expiry(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         seconds = -1.0
-    if not is_seconds(seconds, above_zero=True):
-        raise UsageError(f"--expires {text}: write a number of seconds above 0, or {NEVER}")
+    if not is_seconds(seconds):
+        raise UsageError(f"--expires {text}: write a number of seconds, or {NEVER}")
     return seconds
+
+
+def name(value: str) -> str:
+    """The callback of an argument that names what something is sent to.
+
+    :raises BadParameter: nothing can have that name.
+    """
+    if not value:
+        raise typer.BadParameter("it is empty")
+    try:
+        check_text("a name", value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return value
 
 
 def seconds(value: float | None) -> float | None:

@@ -18,7 +18,7 @@ from penstock.control.tasks import plain
 
 def call(
     call: Call,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The task's name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", callback=bodies.name, help="The task's name.")],
     data: Body = None,
     timeout: Annotated[
         float,

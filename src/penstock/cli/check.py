@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from penstock import running
-from penstock.cli.command import Call
+from penstock.cli.command import Call, UsageError
 from penstock.cli.output import clean, print_json
 from penstock.control import checking
 from penstock.control.loading import load
@@ -29,6 +29,8 @@ def check(
     if os.path.isdir(target):
         _check_folder(call, target)
         return
+    if os.sep in target and not os.path.exists(target) and not os.path.exists(f"{target.partition(':')[0]}.py"):
+        raise UsageError(f"there is no directory {target} (an app is written as MODULE:APP)")
     app = load(target, call.store)
     running.point(app, call.broker, call.host, call.port, call.store)
     report = call.run(checking.check(app))

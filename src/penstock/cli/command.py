@@ -14,8 +14,11 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from penstock import config, logs
+from penstock.brokers import registry
+from penstock.cli.places import place_of
 from penstock.client.publishing import resolve_store
-from penstock.errors import near
+from penstock.errors import ConfigError, near
+from penstock.stores import registry as stores
 
 T = TypeVar("T")
 Word = TypeVar("Word", bound=str)
@@ -30,7 +33,7 @@ _COMMON: dict[str, tuple[Any, Any]] = {
     "store": (Annotated[str | None, typer.Option("--store", metavar="URL", help="The store's URL.")], None),
     "host": (Annotated[str | None, typer.Option("--host", "-H", help="RabbitMQ host, in place of a URL.")], None),
     "port": (Annotated[int | None, typer.Option("--port", "-P", help="RabbitMQ port.")], None),
-    "as_json": (Annotated[bool, typer.Option("--json", help="Print for programs.")], False),
+    "as_json": (Annotated[bool, typer.Option("--json", is_eager=True, help="Print for programs.")], False),
     "verbose": (Annotated[bool, typer.Option("--verbose", "-v", help="Log at debug level, show tracebacks.")], False),
     "log_level": (Annotated[str | None, typer.Option("--log-level", help=", ".join(logs.LEVELS) + ".")], None),
     "log_format": (Annotated[str | None, typer.Option("--log-format", help=" or ".join(logs.FORMATS) + ".")], None),
@@ -44,22 +47,23 @@ class Call:
     """One use of a command: its common options over environment and `penstock.toml`.
 
     :raises ConfigError: a `penstock.toml` that cannot be used.
-    :raises UsageError: a log level or format that there is not; both a URL and a host; both a node and a broker.
+    :raises UsageError: a log level or format that there is not; a URL that can never work; both a URL and a host;
+        both a node and a broker.
     """
 
     def __init__(self, options: dict[str, Any], subcommand: str | None) -> None:
         self.subcommand = subcommand
         self.json: bool = options["as_json"]
         self.verbose: bool = options["verbose"]
-        self.broker: str | None = options["broker"]
-        self.store: str | None = options["store"]
+        self.broker: str | None = accepted("--broker", options["broker"], registry.connect)
+        self.store: str | None = accepted("--store", options["store"], stores.connect)
         self.host: str | None = options["host"]
         self.port: int | None = options["port"]
         log_level = one_of("--log-level", options["log_level"], logs.LEVELS)
         given_format = one_of("--log-format", options["log_format"], logs.FORMATS)
         if self.broker is not None and (self.host is not None or self.port is not None):
             raise UsageError("give --broker or --host and --port, not both")
-        self._node: str | None = options.get("node")
+        self._node: str | None = accepted("--url", options.get("node"), place_of)
         direct = any(one is not None for one in (self.broker, self.store, self.host, self.port))
         if self._node is not None and direct:
             raise UsageError("a node has its own broker and store: give --url without --broker, --store, -H and -P")
@@ -158,6 +162,19 @@ def _command(function: Callable[..., Any], offered: dict[str, tuple[Any, Any]]) 
 def debugging() -> bool:
     """Whether tracebacks are wanted."""
     return logging.getLogger().isEnabledFor(logging.DEBUG)
+
+
+def accepted(flag: str, value: str | None, check: Callable[[str], object]) -> str | None:
+    """A flag's value that passes a check, which raises ConfigError; None: the flag was not given.
+
+    :raises UsageError: it does not.
+    """
+    if value is not None:
+        try:
+            check(value)
+        except ConfigError as error:
+            raise UsageError(f"{flag}: {error}") from None
+    return value
 
 
 def one_of(flag: str, value: str | None, known: Iterable[Word]) -> Word | None:

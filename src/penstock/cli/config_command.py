@@ -13,6 +13,7 @@ from penstock import config
 from penstock.cli import remote
 from penstock.cli.command import Call, with_node_options
 from penstock.cli.output import clean, print_json, print_table
+from penstock.cli.places import VARIABLE
 from penstock.client.publishing import resolve_store
 from penstock.config import Setting, mask
 from penstock.errors import ConfigError, near
@@ -98,9 +99,9 @@ def _settings(call: Call) -> list[Setting]:
 
 
 def _token() -> Setting:
-    if not config.secret(remote.VARIABLE, os.environ):
+    if not config.secret(VARIABLE, os.environ):
         return Setting("token", None, "default")
-    variable = remote.VARIABLE if remote.VARIABLE in os.environ else f"{remote.VARIABLE}_FILE"
+    variable = VARIABLE if VARIABLE in os.environ else f"{VARIABLE}_FILE"
     return Setting("token", STARS, "environment", variable)
 
 

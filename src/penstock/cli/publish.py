@@ -25,7 +25,9 @@ CHUNK = 1000  # messages published in one round trip
 
 def publish(
     call: Call,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A queue, or a topic that queues are bound to.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", callback=bodies.name, help="A queue, or a topic that queues are bound to.")
+    ],
     body: Annotated[
         str | None, typer.Argument(metavar="JSON|-", help="The body; `-` reads one a line from stdin; none is null.")
     ] = None,

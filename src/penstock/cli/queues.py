@@ -92,7 +92,10 @@ def _show(call: Call, names: list[str]) -> None:
 @app.command()
 @with_node_options
 def purge(call: Call, queue: Name, yes: Yes = False) -> None:
-    """Remove every message that waits in a queue."""
+    """Remove every message that waits in a queue.
+
+    The records of tasks among them stay: they are queued until they expire, or until `penstock tasks cancel`.
+    """
     call.confirm(f"Remove every message that waits in {queue}?", yes)
     node = remote.asked(call)
     count = call.run(_purge(call.url, queue)) if node is None else node.post(_path(queue, "purge"), _Purged).purged

@@ -9,13 +9,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import msgspec
 
 import penstock
 from penstock import config
 from penstock.cli.command import Call
+from penstock.cli.places import EXAMPLE, VARIABLE, place_of
 from penstock.config import mask
 from penstock.control import tokens
 from penstock.control.tokens import Told
@@ -30,8 +31,6 @@ CONNECT, ANSWER = 5.0, 30.0  # seconds
 PONG = 120.0  # seconds that the loop of a node may be held up before a WebSocket to it counts as broken
 CLOSE = 2.0  # seconds for a WebSocket's end
 MOST = 256 * 2**20  # bytes of an answer
-VARIABLE = "PENSTOCK_TOKEN"
-EXAMPLE = f"http://127.0.0.1:{tokens.DEFAULT_PORT}"
 
 
 class NodeError(PenstockError):
@@ -60,7 +59,7 @@ class Remote:
     """
 
     def __init__(self, url: str, token: str | None, source: str = VARIABLE) -> None:
-        self._secure, self._host, self._port, self._prefix = _parts(url)
+        self._secure, self._host, self._port, self._prefix = place_of(url)
         if token is not None and (not token.isascii() or not token.isprintable() or " " in token):
             raise ConfigError(f"{source} must be printable ASCII without spaces")
         self._token, self._source = token or None, source
@@ -245,23 +244,6 @@ def _remote(url: str, here: Told | None) -> Remote:
     remote = Remote(url, None)  # refuses what can be no URL
     here = here or tokens.find(url)
     return remote if here is None else Remote(url, here.token, "the node that was started there")
-
-
-def _parts(url: str) -> tuple[bool, str, int, str]:
-    """Whether it is HTTPS, host, port, and what its paths begin with."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"{mask(url)!r} is no URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{mask(url)!r} is no URL of a node: write it as {EXAMPLE}")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigError(f"{mask(url)!r}: a node's URL is scheme, host and port; the token goes into {VARIABLE}")
-    if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{url!r} is no URL: it holds what has to be written as %…")
-    secure = parts.scheme == "https"
-    return secure, parts.hostname, port or (443 if secure else 80), parts.path.rstrip("/")
 
 
 def _cut(wire: socket.socket, late: threading.Event) -> None:

@@ -28,7 +28,7 @@ from penstock.cli import (
     workers,
 )
 from penstock.cli.command import Call, UsageError, debugging, with_common_options, with_node_options
-from penstock.cli.output import clean, complain
+from penstock.cli.output import clean, complain, print_json
 from penstock.errors import PenstockError, RemoteError, one_line
 
 NAME = "penstock"
@@ -41,19 +41,21 @@ app = typer.Typer(
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(ctx: typer.Context, wanted: bool) -> None:
+    if not wanted:
+        return
+    if ctx.params["as_json"]:  # it is looked at first, wherever it stands
+        print_json({"version": penstock.__version__})
+    else:
         print(f"{NAME} {penstock.__version__}")
-        raise typer.Exit
+    raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
 @with_common_options
 def _root(
     call: Call,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, help="Print the version.")] = False,
 ) -> None:
     work, cluster = "run, serve, publish, send, call, queues, dead, tasks, transactions", "workers, nodes, shell"
     raise UsageError(f"say what to do: {work}, {cluster}, config, check or doctor (penstock --help tells more)")

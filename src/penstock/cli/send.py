@@ -29,7 +29,9 @@ CONFIRM = 30.0  # seconds within which it is sent, unless --timeout says otherwi
 
 def send(
     call: Call,
-    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="A task's name, or a topic that tasks are on.")],
+    topic: Annotated[
+        str, typer.Argument(metavar="TOPIC", callback=bodies.name, help="A task's name, or a topic that tasks are on.")
+    ],
     content: Body = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until all runs have ended and print what came of them.")
@@ -63,6 +65,9 @@ def send(
     header: Headers = None,
 ) -> None:
     """Have every task on a topic run once with this content. Prints the task's id.
+
+    A job of a node takes a JSON object, and {} if there is none: any other content is its failure. What the tasks of
+    an app take is their own affair.
 
     It expires unless a worker takes it within 10 seconds: --expires says how long otherwise. With --wait
     the exit status is 1 unless all runs succeeded.
@@ -106,7 +111,7 @@ def _expiry(given: str | None, delay: float | None) -> float | None:
     if given is None:
         return later + EXPIRES
     expiry = bodies.expiry(given)
-    if expiry is not None and expiry <= later:
+    if later and expiry is not None and expiry <= later:
         raise UsageError(f"--expires {given}: it could not be taken before, with --delay {later:g}")
     return expiry
 

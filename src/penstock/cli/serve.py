@@ -17,7 +17,7 @@ from urllib.parse import quote
 import typer
 
 from penstock import config, logs, running
-from penstock.cli.command import Call, UsageError
+from penstock.cli.command import Call, UsageError, accepted
 from penstock.cli.output import note
 from penstock.errors import ConfigError, StoreRequired
 from penstock.stores import registry as stores
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 def serve(
     call: Call,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="With the definitions; all paths begin here.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", exists=True, file_okay=False, help="With the definitions; all paths begin here."),
+    ],
     host: Annotated[str | None, typer.Option("--host", "-H", help="To serve HTTP at.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option("--port", "-P", min=0, max=65535, help="[default: 8470]")] = None,
     allowed_host: Annotated[
@@ -89,6 +92,7 @@ def serve(
     from penstock.node.folder import Folder
     from penstock.node.node import Node
 
+    accepted("--amqp-url", amqp_url, _check_amqp)
     here = Path.cwd()
     try:
         os.chdir(folder)
@@ -177,11 +181,17 @@ def _urls(call: Call, settings: config.Config, here: Path, folder: Path, amqp: s
     store = store or settings.store or (broker if stores.serves(broker) else default)
     if not stores.serves(store):
         raise StoreRequired(f"a node ({config.mask(store)} cannot be one)")
-    if amqp is not None and not amqp.startswith(("amqp://", "amqps://")):
-        raise ConfigError(
-            f"{config.mask(amqp)} is no URL of RabbitMQ: amqp://user:password@host/; --broker takes others"
-        )
+    if amqp is not None:
+        _check_amqp(amqp)
     return amqp or broker, store
+
+
+def _check_amqp(url: str) -> None:
+    """:raises ConfigError: it is not RabbitMQ's."""
+    if not url.startswith(("amqp://", "amqps://")):
+        raise ConfigError(
+            f"{config.mask(url)} is no URL of RabbitMQ: amqp://user:password@host/; --broker takes others"
+        )
 
 
 def _options(**values: Any) -> NodeOptions:

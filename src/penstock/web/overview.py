@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import time
@@ -21,6 +22,7 @@ from penstock.web.site import site_of
 router = APIRouter(include_in_schema=False)
 
 LATEST = 20  # tasks
+WITHIN = 10.0  # seconds that the page waits for what it tells
 ANEW = 5  # seconds after which a browser asks again
 MOST_CELL = 200  # characters
 
@@ -49,7 +51,7 @@ async def overview(request: Request) -> HTMLResponse:
     """Nodes, workers, queues and the latest tasks."""
     site = site_of(request)
     desk, text = site.desk, _Text(site.hidden)
-    sections = [await _section(title, headers, desk, rows, text) for title, headers, rows in _SECTIONS]
+    sections = await asyncio.gather(*(_section(title, headers, desk, rows, text) for title, headers, rows in _SECTIONS))
     links = " · ".join(f'<a href="{link}">{link[1:]}</a>' for link in _LINKS)
     page = _PAGE.format(anew=ANEW, node=text(desk.name), style=_STYLE, links=links, sections="\n".join(sections))
     return HTMLResponse(page, headers={"content-security-policy": _POLICY})
@@ -60,9 +62,12 @@ async def _section(
 ) -> str:
     """A table; where it cannot be had, why."""
     try:
-        found = await rows(desk)
+        async with asyncio.timeout(WITHIN):
+            found = await rows(desk)
     except PenstockError as error:
         return f"<h2>{title}</h2><p>{text(error)}</p>"
+    except TimeoutError:
+        return f"<h2>{title}</h2><p>no answer within {WITHIN:g} s</p>"
     if not found:
         return f"<h2>{title}</h2><p>none</p>"
     head = "".join(f"<th>{one}</th>" for one in headers)

@@ -48,8 +48,8 @@ async def show(request: Request, kind: KindName, name: str) -> Answer:
     responses=documented(Stored, _STORED, 404, *_WRITING, problems=True),
 )
 async def put(request: Request, kind: KindName, name: str) -> Answer:
-    """Write one definition, new or in place of the old one. The body is its YAML; JSON is YAML. It is answered when this
-    node hosts it; after 5 s at most, when what it takes the place of has not ended, say."""
+    """Write one definition, new or in place of the old one. The body is its YAML; JSON is YAML. It is answered when
+    this node hosts it; after 5 s at most, when what it takes the place of has not ended, say."""
     text, desk = await read_text(request), site_of(request).desk
     async with audited(request, "definition.put", f"{kind}/{name}"):
         written = await desk.book.put(kind, name, text, str(caller_of(request.scope)))

@@ -98,7 +98,8 @@ async def overview(request: Request) -> Answer:
 
 @router.post("/queues/{queue:path}/purge", responses=documented(Purged, Purged("hello", 3), 404, 413, 415, 501, 502))
 async def purge(request: Request, queue: str) -> Answer:
-    """Remove every message that waits in a queue."""
+    """Remove every message that waits in a queue. The records of tasks among them stay `queued` until they expire, or
+    are cancelled."""
     desk = site_of(request).desk
     async with audited(request, "queue.purge", queue) as deed:
         count = await queues.purge(admin_of(await desk.broker(), desk.app.url), queue)
