@@ -559,7 +559,8 @@ class App:
             ours = (route.broker, route.vhost) == (name, vhost)
             letters = {dead_queue(own) for own in route.queues} if name == DEAD_LETTERS else set[str]()
             wanted += [(route, queue) for queue in queues_of(route) if ours or queue.name in letters]
-        wanted.sort(key=lambda one: one[1].name in one[0].queues)  # last, and one after another, what a topic may reach
+        # What a topic may reach is declared one after another: what is published meanwhile misses as little as can be.
+        wanted.sort(key=lambda one: (one[1].lane_of is not None, one[1].name in one[0].queues))
         for route, queue in wanted:
             if route in self.routes:  # it was not given up meanwhile
                 await broker.declare(queue)

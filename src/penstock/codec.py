@@ -12,7 +12,7 @@ import contextlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import msgspec.inspect
@@ -134,56 +134,70 @@ def typed(kind: Any) -> Decode:
     :raises InvalidMessage: from the decoder, when a body does not fit.
     """
     validate_json = getattr(kind, "model_validate_json", None)
-    takes: type[str] | type[bytes] | None = None
+    plain: _Plain | None = None
     if callable(validate_json):
         parse: Callable[[bytes], Any] = validate_json
     else:
         info = msgspec.inspect.type_info(kind)
         if isinstance(info, msgspec.inspect.CustomType):
             raise TypeError(f"{kind!r} is not a type that JSON can be validated against")
-        parse, takes = msgspec.json.Decoder(kind).decode, _as_it_is(info)
+        parse, plain = msgspec.json.Decoder(kind).decode, _plain_of(info)
 
-    def decode_typed(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
-        if CONTENT_ENCODING in headers:
-            raw = decompress(raw, headers, limit)
-        if takes is not None:
-            value = _undecoded(raw, headers, takes, kind is bytes)
-            if value is not None:
-                return _converted(value, kind)
+    def parsed(raw: bytes) -> Any:
         try:
             return parse(raw)
         except Exception as error:  # msgspec's, pydantic's, and whatever the type's own checks raise
             raise InvalidMessage(one_line(error)) from None
 
+    def decode_typed(raw: bytes, headers: Mapping[str, Any], limit: int) -> Any:
+        if CONTENT_ENCODING in headers:
+            raw = decompress(raw, headers, limit)
+        if plain is None:
+            return parsed(raw)
+        content_type = headers.get(CONTENT_TYPE)
+        main, parameters = ("", "") if content_type is None else _main_type(content_type)
+        if _is_json(main):
+            return parsed(raw)
+        if content_type is None and not (plain.alone and plain.kind is bytes):
+            try:
+                return parsed(raw)
+            except InvalidMessage:
+                if not plain.alone and _is_parsed(raw):
+                    raise
+        return _converted(raw if plain.kind is bytes else _text(raw, parameters), kind)
+
     return decode_typed
 
 
-def _as_it_is(info: msgspec.inspect.Type) -> type[str] | type[bytes] | None:
-    """Which of text and bytes a kind takes as they are: msgspec allows no kind that takes both."""
+class _Plain(NamedTuple):
+    """That a type takes text, or bytes, as they are. msgspec allows none that takes both."""
+
+    kind: type[str] | type[bytes]
+    alone: bool
+    """Whether it takes nothing else, but for None."""
+
+
+def _plain_of(info: msgspec.inspect.Type) -> _Plain | None:
+    """None: a type that takes neither."""
     if isinstance(info, msgspec.inspect.Metadata):
-        return _as_it_is(info.type)
+        return _plain_of(info.type)
     if isinstance(info, msgspec.inspect.UnionType):
-        return next((found for found in map(_as_it_is, info.types) if found is not None), None)
+        others = [one for one in info.types if not isinstance(one, msgspec.inspect.NoneType)]
+        found = next((found for found in map(_plain_of, others) if found is not None), None)
+        return None if found is None else _Plain(found.kind, found.alone and len(others) == 1)
     if isinstance(info, msgspec.inspect.BytesType):
-        return bytes
-    textual = isinstance(info, msgspec.inspect.LiteralType) and isinstance(info.values[0], str)
-    return str if textual or isinstance(info, msgspec.inspect.StrType) else None
+        return _Plain(bytes, alone=True)
+    if isinstance(info, msgspec.inspect.LiteralType):
+        texts = [isinstance(value, str) for value in info.values]
+        return _Plain(str, all(texts)) if any(texts) else None
+    return _Plain(str, alone=True) if isinstance(info, msgspec.inspect.StrType) else None
 
 
-def _undecoded(
-    raw: bytes, headers: Mapping[str, Any], takes: type[str] | type[bytes], always: bool
-) -> str | bytes | None:
-    """A body that is text, or bytes, in the form that is taken; None: it is JSON. `always`: unless it says that, it is
-    not."""
-    content_type = headers.get(CONTENT_TYPE)
-    main, parameters = ("", "") if content_type is None else _main_type(content_type)
-    if _is_json(main):
-        return None
-    if content_type is None and not always:
-        with contextlib.suppress(InvalidMessage):
-            _parse(raw)
-            return None
-    return raw if takes is bytes else _text(raw, parameters)
+def _is_parsed(raw: bytes) -> bool:
+    with contextlib.suppress(InvalidMessage):
+        _parse(raw)
+        return True
+    return False
 
 
 def _converted(value: str | bytes, kind: Any) -> Any:

@@ -211,7 +211,11 @@ class Life:
     async def _consume(self, route: Route, broker: Broker) -> Consumer:
         assert self._around is not None
         consumer = Consumer(route, broker, self._around, self._fail)
-        await consumer.start()
+        try:
+            await consumer.start()
+        except BaseException:
+            await consumer.close()
+            raise
         self._consumers.append(consumer)
         return consumer
 

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from penstock import App, BrokerRefused, BrokerUnavailable, Client, Message, Unavailable, context, life
-from penstock.brokers.base import Queue
+from penstock.brokers import registry
+from penstock.brokers.base import Ack, Move, Queue
 from penstock.brokers.memory import MemoryBroker
+from penstock.delivery.consumer import queues_of
 from penstock.delivery.watchdog import Watchdog
+from penstock.message import Outgoing
 from tests.helpers import dead_letters, eventually, queue_info
 
 MakeApp = Callable[..., App]
@@ -268,7 +271,7 @@ async def test_a_broker_that_goes_away_while_queues_are_declared_does_not_end_th
     assert declared > which, "it was declared again"
 
 
-async def test_what_a_topic_may_reach_is_declared_last(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_topics_may_reach_is_declared_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two routes on a topic: what is published while they are declared misses one of them as rarely as can be."""
     app, declared = App("memory://"), list[str]()
     real = MemoryBroker.declare
@@ -284,5 +287,63 @@ async def test_what_a_topic_may_reach_is_declared_last(monkeypatch: pytest.Monke
         async def handle(message: Message) -> None: ...
 
     await app.publish("news", 1)
-    assert declared[-2:] == ["one", "two"]
+    assert declared[2:4] == ["one", "two"]
     assert len(declared) == 6
+
+
+async def test_a_try_to_start_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "FIRST_RETRY", 0.001)
+    app, tries, subscribed = App("memory://"), 0, list[Any]()
+    real, subscribe = MemoryBroker.declare, MemoryBroker.subscribe
+
+    async def declare(self: MemoryBroker, queue: Queue) -> None:
+        nonlocal tries
+        tries += 1
+        if 3 < tries < 10:  # the first three are those of the connection
+            raise BrokerUnavailable("unexpected end of the line")
+        await real(self, queue)
+
+    def noted(self: MemoryBroker, *args: Any, **options: Any) -> Any:
+        subscribed.append(subscribe(self, *args, **options))
+        return subscribed[-1]
+
+    monkeypatch.setattr(MemoryBroker, "declare", declare)
+    monkeypatch.setattr(MemoryBroker, "subscribe", noted)
+
+    @app.route("q")
+    async def handle(message: Message) -> None: ...
+
+    async with app:
+        assert tries >= 10
+        assert [one._closed for one in subscribed[-2:]] == [False, False]
+        assert all(one._closed for one in subscribed[:-2])
+        assert len(subscribed) > 10
+
+
+@pytest.mark.parametrize("broker_url", ["memory", "sqlite", "postgres", "redis"], indirect=True)
+async def test_a_lane_keeps_the_order_of_its_queue_as_a_route_declares_them(broker_url: str) -> None:
+    broker = registry.connect(broker_url)
+    assert broker.capabilities.ordered
+    route = App("memory://")
+    route.route("work", ordered=True)(lambda message: None)
+    await broker.open()
+    try:
+        declared = {queue.name: queue for queue in queues_of(route.routes[0])}
+        for queue in declared.values():
+            await broker.declare(queue)
+        first, second = (
+            Outgoing(id=id, topic="work", body=b"1", headers={}, key="k", enqueued_at=time.time()) for id in ("1", "2")
+        )
+        assert list(await broker.publish([first, second])) == [None, None]
+        lost: list[Any] = []
+        own = broker.subscribe([declared["work"]], prefetch=10, lease=30, on_lost=lost.extend)
+        lane = broker.subscribe([declared["work.suspects"]], prefetch=1, lease=30, on_lost=lost.extend)
+        [held] = await own.receive(10, 5.0)
+        await own.settle([Move(held, "work.suspects", first)])
+        [suspect] = await lane.receive(1, 5.0)
+        assert suspect.id == "1"
+        assert await own.receive(10, 0.3) == [], "the next of its key waits, although the queue is another"
+        await lane.settle([Ack(suspect)])
+        assert [one.id for one in await own.receive(10, 5.0)] == ["2"]
+    finally:
+        await broker.close()

@@ -68,7 +68,7 @@ class Queue(msgspec.Struct, frozen=True):
     """Levels asked for; systems that order by priority anyway ignore it."""
     ordered: bool = False
     lane_of: str | None = None
-    """The queue beside which this one runs: its messages keep the key order of that queue."""
+    """The queue beside which this one runs: its messages keep the key order of that queue. Declared after it."""
     max_length: int | None = None
     """Messages it may hold, beyond which `publish` answers `QueueFull`; None: no ceiling."""
 

@@ -42,14 +42,14 @@ _DECISIONS = {Actions.ACK: Decision.ACCEPT, Actions.REJECT: Decision.REJECT, Act
 
 
 def queues_of(route: Route) -> list[Queue]:
-    """Every queue a route needs: the lanes of suspects and the dead letters, then, once there is room for all that may
-    become of a message, its own."""
+    """Every queue a route needs, in the order in which they are to be declared: where its dead letters go, its own, and
+    the lanes of their suspects, each after the queue that it runs beside."""
     policy = route.policy
     limit = route.max_length
     own = [Queue(name, route.topics, policy.priorities, policy.ordered, max_length=limit) for name in route.queues]
     lanes = [Queue(suspect_queue(name), (), 0, policy.ordered, lane_of=name) for name in route.queues]
     dead = [Queue(dead_queue(name)) for name in route.queues]
-    return lanes + dead + own
+    return dead + own + lanes
 
 
 class Consumer:
