@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from penstock.testing.faults.halting import halt
 from penstock.testing.faults.program import Program, launched
 from penstock.testing.faults.waiting import wait_until
 
@@ -78,8 +77,7 @@ class ServerNode(Program):
 
     def pause(self) -> None:
         """Freeze it: connections stay open and nothing answers."""
-        if self.pid is not None:
-            halt(self.pid)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT)
