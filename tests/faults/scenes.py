@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 QUEUES = ("work", "poisoned", "slow", "dawdling")
 
+ALL = {queue + suffix for queue in QUEUES for suffix in ("", ".suspects", ".dead")}
+
 
 class Letter(NamedTuple):
     """What a dead letter says of itself."""
@@ -122,7 +124,7 @@ class SqliteScene(Scene):
         if not self.file.exists() or not self.query("SELECT 1 FROM sqlite_master WHERE name = 'queues'"):
             return False
         names = {name for (name,) in self.query("SELECT name FROM queues")}
-        return names >= {f"{queue}.dead" for queue in QUEUES}
+        return names >= ALL
 
     def in_hand(self, queue: str) -> InHand:
         select = f"FROM messages JOIN queues ON id = queue WHERE name = '{queue}'"
@@ -155,7 +157,7 @@ class PostgresScene(Scene):
         if self.query("SELECT to_regclass('{s}.queues')") == [(None,)]:
             return False
         names = {name for (name,) in self.query("SELECT name FROM {s}.queues")}
-        return names >= {f"{queue}.dead" for queue in QUEUES}
+        return names >= ALL
 
     def in_hand(self, queue: str) -> InHand:
         select = f"FROM {{s}}.messages m JOIN {{s}}.queues q ON q.id = m.queue WHERE name = '{queue}'"
@@ -198,7 +200,7 @@ class RabbitScene(Served):
         return self.node.url(self.vhost, port, **({"heartbeat": 1} if quick else {}))
 
     def declared(self) -> bool:
-        return set(self.node.queues(self.vhost)) >= {f"{queue}.dead" for queue in QUEUES}
+        return set(self.node.queues(self.vhost)) >= ALL
 
     def in_hand(self, queue: str) -> InHand:
         figures = self.node.queues(self.vhost)[queue]
@@ -238,7 +240,7 @@ class RedisScene(Served):
             await broker.close()
 
     def declared(self) -> bool:
-        return set(self.queues()) >= {f"{queue}.dead" for queue in QUEUES}
+        return set(self.queues()) >= ALL
 
     def in_hand(self, queue: str) -> InHand:
         found = self.queues()[queue]
@@ -275,7 +277,7 @@ class NatsScene(Scene):
         return asyncio.run(count_streams(self.node.url(), f"{self.space}-q-"))
 
     def declared(self) -> bool:
-        return self._look().keys() >= {f"{queue}=2Edead" for queue in QUEUES}
+        return self._look().keys() >= {name.replace(".", "=2E") for name in ALL}
 
     def in_hand(self, queue: str) -> InHand:
         count, held = self._look()[queue]
