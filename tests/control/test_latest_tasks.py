@@ -39,6 +39,22 @@ async def test_a_list_carries_so_many_bytes(ledger: Ledger, monkeypatch: pytest.
     assert found[0].content == "x" * 100_000
 
 
+async def test_the_older_ones_can_be_asked_for(ledger: Ledger) -> None:
+    for number in range(6):
+        await send(ledger, number, b"1")
+    first = await tasks.latest(ledger, 4)
+    assert [one.taskid for one in await tasks.latest(ledger, 4, after=first[-1].taskid)] == ["0001", "0000"]
+
+
+async def test_what_only_says_that_it_is_huge_hides_no_other(ledger: Ledger) -> None:
+    await send(ledger, 1, b"1")
+    headers = {**ASKED, codec.CONTENT_TYPE: codec.TEXT, codec.CONTENT_ENCODING: "gzip"}
+    boast = Body(b"\x1f\x8b" + bytes(18) + b"\xff\xff\xff\xff", headers)
+    await ledger.send("0002", Sent("work", boast, time.time(), None, ["work"]))
+    await send(ledger, 3, b"1")
+    assert [one.taskid for one in await tasks.latest(ledger, 10)] == ["0003", "0002", "0001"]
+
+
 async def test_one_task_is_always_shown(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "MOST_SHOWN", 10)
     await send(ledger, 1, b"x" * 100)

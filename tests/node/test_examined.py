@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -185,6 +186,23 @@ async def test_a_store_that_was_emptied_is_told_again_what_the_directory_says(
         await _empty(node.store)
         await eventually(lambda: _named(node, ["jobs/job"]), "the definition, though another file is wrong")
         assert await result_of(node) == 1
+
+
+async def test_a_directory_that_cannot_be_read_when_the_store_was_emptied_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "LOOK_AGAIN", 0.1)
+    write(tmp_path, a=job("return 1"))
+    async with hosting(tmp_path) as node:
+
+        def stale(self: Folder) -> Any:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        monkeypatch.setattr(Folder, "read", stale)
+        await _empty(node.store)
+        await eventually(lambda: _named(node, ["jobs/job"]), "the definition, as it was read before")
+        assert await result_of(node) == 1
+    assert "Stale file handle" in caplog.text
 
 
 async def test_looking_again_brings_nothing_back_that_was_deleted_over_http(

@@ -35,20 +35,20 @@ class Conflict(PenstockError):
 
 
 async def latest(
-    ledger: Ledger, limit: int, *, state: State | None = None, topic: str | None = None
+    ledger: Ledger, limit: int, *, state: State | None = None, topic: str | None = None, after: str | None = None
 ) -> list[TaskRecord]:
     """The latest tasks, newest first; only those of a state, or sent to a topic, if one is given. At least one, and
-    no more than `MOST_SHOWN` bytes of what they carry.
+    no more than `MOST_SHOWN` bytes of what they carry: `after` is the last one's id of the list before.
 
     :raises BrokerUnavailable: the store is away.
     """
     found: list[TaskRecord] = []
     size = 0
-    async with aclosing(_newest_first(ledger, min(limit, FIRST_PAGE))) as tasks:
+    async with aclosing(_newest_first(ledger, min(limit, FIRST_PAGE), after)) as tasks:
         async for task in tasks:
             if state not in (None, task.state) or topic not in (None, task.sent.topic):
                 continue
-            size += task.size
+            size += task.size(MOST_BODY)
             if found and size > MOST_SHOWN:
                 break
             found.append(await _shown(task))
@@ -84,19 +84,18 @@ def plain(value: Any) -> Any:
 
 async def _shown(task: Standing) -> TaskRecord:
     """A task for reading; a large one is read in a thread."""
-    if task.size <= LARGE:
+    if task.size(MOST_BODY) <= LARGE:
         return readable(task.as_record(MOST_BODY))
     return await asyncio.to_thread(lambda: readable(task.as_record(MOST_BODY)))
 
 
-async def _newest_first(ledger: Ledger, page: int) -> AsyncGenerator[Standing, None]:
-    """Every task: their ids are in the order of time. Few of them together while they are large."""
-    after: str | None = None
+async def _newest_first(ledger: Ledger, page: int, after: str | None) -> AsyncGenerator[Standing, None]:
+    """Every task, or those that are older: their ids are in the order of time. Few together while they are large."""
     while tasks := await ledger.page(page, after):
         for task in tasks:
             yield task
         after = tasks[-1].taskid
-        page = min(page * 4, PAGE) if sum(task.size for task in tasks) < LARGE else max(page // 4, 1)
+        page = min(page * 4, PAGE) if sum(task.size(MOST_BODY) for task in tasks) < LARGE else max(page // 4, 1)
 
 
 # -- cancelling

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -58,12 +57,14 @@ class Transactions:
         found: list[Kept] = []
         async with aclosing(self.journal(ledger).latest(PAGE)) as latest:
             async for kept in latest:
-                if status in (None, kept.stored.status) and name in (None, kept.stored.name):
+                if name not in (None, kept.stored.name):
+                    continue
+                kept = await self._up_to_date(ledger, kept)
+                if status in (None, kept.stored.status):
                     found.append(kept)
                     if len(found) >= limit:
                         break
-        found = await asyncio.gather(*(self._up_to_date(ledger, kept) for kept in found))
-        return [_readable(kept) for kept in found if status in (None, kept.stored.status)]
+        return [_readable(kept) for kept in found]
 
     # -- what an operator wants
 
@@ -120,7 +121,8 @@ class Transactions:
 
     async def cancel(self, id: str, force: bool = False) -> TransactionRecord:
         """Have a transaction cancelled: what was done is undone, the latest first, by its run, which begins again for
-        that if it has ended. How it stands. `force`: declare it cancelled, and undo nothing.
+        that if it has ended, with all runs of its task that did not succeed. How it stands. `force`: declare it
+        cancelled, and undo nothing.
 
         :raises TransactionConflict: it is finished, or its task has no run that can begin again.
         :raises UnknownTransaction, …: as `get`.
@@ -203,7 +205,10 @@ class Transactions:
             stored.turn("Suspending", journal.now(), journal.tells, stored.error or UNSAID)
             return True
 
-        return await journal.tell(await journal.change(kept.id, suspend, kept))
+        try:
+            return await journal.tell(await journal.change(kept.id, suspend, kept))
+        except UnknownTransaction:  # it was forgotten meanwhile
+            return kept
 
     # -- the run that it is in
 
@@ -211,7 +216,10 @@ class Transactions:
         """A run that has ended was kept for the sake of a transaction; and its task, unless another run needs it."""
         taskid, ttl = kept.taskid, kept.stored.ttl
         touches = [Touch(f"run/{taskid}/{kept.stored.queue}", ttl + SPARE)]
-        runs = (await ledger.look(taskid)).runs
+        try:
+            runs = (await ledger.look(taskid)).runs
+        except UnknownTask:  # it was forgotten meanwhile
+            return
         others = [queue for queue in runs if queue != kept.stored.queue]
         going = [one for one in await self.journal(ledger).of_task(taskid) if one.stored.status in UNFINISHED]
         if all(runs[queue].ended for queue in others) and not going:

@@ -123,8 +123,8 @@ class Sources:
                     log.error("%s (what was defined before stays as it was)", problem)
             self._told, self.complaints = signatures, list(invalid.problems)
             return None
-        except ConfigError as error:
-            log.error("%s (what was defined before stays as it was)", error)
+        except (ConfigError, OSError) as error:
+            log.error("%s (what was defined before stays as it was)", one_line(error))
             return None
         self._told, self.complaints = {}, []
         return wanted
@@ -147,8 +147,9 @@ class Sources:
         """Apply what the store says."""
         self._begun += 1
         await self._bound.read()  # first: what is bound from now on is in the book already
+        said = self._wanted
         wanted, problems = await self._book.read()
-        if self._is_lost():
+        if self._is_lost(said):
             await self._read_again()
             wanted, problems = await self._book.read()
         for problem in problems:
@@ -157,10 +158,11 @@ class Sources:
         self._roster.apply(wanted)
         self._applied = self._begun
 
-    def _is_lost(self) -> bool:
-        """Whether the store was emptied. Now and then, or two nodes of one name could undo each other's for ever."""
+    def _is_lost(self, said: list[Definition]) -> bool:
+        """Whether the store was emptied of what had been said to it. Asked now and then, or two nodes of one name could
+        undo each other's for ever."""
         now = time.monotonic()
-        if now - self._restored > LOOK_AGAIN / 2 and self._book.has_lost(self._wanted, self._folder.origin):
+        if now - self._restored > LOOK_AGAIN / 2 and self._book.has_lost(said, self._folder.origin):
             log.warning("the definitions are gone from the store: %s is read into it again", self._folder.path)
             self._lost, self._restored = True, now
         return self._lost

@@ -70,11 +70,10 @@ class Body(msgspec.Struct, frozen=True, array_like=True, gc=False):
     data: bytes
     headers: dict[str, Any]
 
-    @property
-    def size(self) -> int:
-        """Bytes of what it says, unpacked: of gzip, what that says itself (RFC 1952, ISIZE)."""
-        packed = codec.CONTENT_ENCODING in self.headers
-        return max(len(self.data), int.from_bytes(self.data[-4:], "little")) if packed else len(self.data)
+    def size(self, limit: int) -> int:
+        """Bytes of its `value(limit)`, roughly: of gzip, what that says itself (RFC 1952, ISIZE)."""
+        unpacked = int.from_bytes(self.data[-4:], "little") if codec.CONTENT_ENCODING in self.headers else 0
+        return max(len(self.data), unpacked if unpacked <= limit else 0)
 
     def value(self, limit: int) -> Any:
         """What it says; what cannot be read is shown as it is."""
@@ -212,10 +211,10 @@ class Standing(msgspec.Struct, gc=False):
     def ended(self) -> bool:
         return self.state in ENDED
 
-    @property
-    def size(self) -> int:
-        """Bytes of its content and its results, unpacked."""
-        return self.sent.content.size + sum(run.result.size for run in self.runs.values() if run.result is not None)
+    def size(self, limit: int) -> int:
+        """Bytes of the content and the results of its `as_record(limit)`, roughly."""
+        results = (run.result.size(limit) for run in self.runs.values() if run.result is not None)
+        return self.sent.content.size(limit) + sum(results)
 
     def as_record(self, limit: int) -> TaskRecord:
         """The same for people. Values of more than `limit` bytes are shown as they came."""

@@ -118,6 +118,7 @@ class Protocol(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self.transport.set_write_buffer_limits()
+        self._taken()  # what the buffer holds is the WebSocket's to watch
         super().handle_websocket_upgrade()
         websocket = self.transport.get_protocol()
         if not getattr(websocket, "handshake_initiated", True) and not self.transport.is_closing():

@@ -78,9 +78,12 @@ async def latest(
     state: State | None = None,
     topic: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: str | None = None,
 ) -> Answer:
-    """The latest tasks, newest first; of one state or topic only, if told."""
-    return await shown(request, await tasks.latest(site_of(request).desk.ledger, limit, state=state, topic=topic))
+    """The latest tasks, newest first; of one state or topic only, if told. Fewer than `limit` where they carry much:
+    `after`, the id of the last one, asks for those that are older."""
+    ledger = site_of(request).desk.ledger
+    return await shown(request, await tasks.latest(ledger, limit, state=state, topic=topic, after=after))
 
 
 @router.get("/tasks/{taskid}", responses=documented(TaskRecord, _RECORD, 404))
