@@ -450,6 +450,34 @@ async def test_a_question_that_the_server_knows_of_stays_open(
     assert subscription.consuming
 
 
+@pytest.mark.parametrize("limit", ["SILENT", "LATE"])
+async def test_a_message_may_take_longer_to_arrive_than_a_question_is_good_for(
+    node: NatsNode, space: str, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Over a slow line all else comes behind it: nothing was heard of either queue, and neither is forgotten."""
+    monkeypatch.setattr(source, "PULSE", 0.1)
+    monkeypatch.setattr(source, "SILENT", 0.4 if limit == "SILENT" else 10.0)
+    monkeypatch.setattr(source, "LONGEST", 0.4 if limit == "LATE" else 30.0)
+    monkeypatch.setattr(source, "LATE", 0.1)
+    monkeypatch.setattr(subscription_, "LOOK", 0.05)
+    async with Proxy(node.port) as proxy:
+        broker: Any = NatsBroker(node.url(space, proxy.port))
+        await broker.open()
+        queues = [Queue("work"), Queue("other")]
+        for queue in queues:
+            await broker.declare(queue)
+        assert list(await broker.publish([large := message("work", bytes(900_000))])) == [None]
+        proxy.throttle(500_000)
+        subscription = broker.subscribe(queues, prefetch=2, lease=30, on_lost=lambda _: None)
+        written = written_by(broker)
+        [taken] = await subscription.receive(1, 20)
+        assert (taken.id, taken.token.delivered) == (large.id, 1)
+        assert b"UNSUB" not in b"".join(written)
+        proxy.restore()
+        await subscription.settle([Ack(taken)])
+        await broker.close()
+
+
 async def test_what_nobody_answers_is_asked_again(broker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_, "ASK_AGAIN", 0.05)
     lost = Lost(broker, b"STREAM.INFO")
@@ -677,6 +705,31 @@ async def test_in_a_cluster_one_listens_when_all_servers_have_heard_of_it(
     assert len(answers) == 2
     await other.broadcast(message("news"))
     assert [one.topic for one in await inbox.receive(5)] == ["news"]
+
+
+async def test_who_is_cancelled_while_all_are_asked_leaves_nothing_on_the_line(broker: Any) -> None:
+    line = broker.link.current
+    before = set(line._handlers)
+    asking = asyncio.create_task(broker.headcount.take(line))
+    await eventually(lambda: set(line._handlers) - before)
+    written = written_by(broker)
+    await stopped(asking)
+    assert set(line._handlers) == before
+    assert b"UNSUB" in b"".join(written)
+
+
+async def test_who_is_cancelled_before_all_servers_have_heard_of_it_asks_again(
+    broker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_.Line, "has_peers", True)
+    written = written_by(broker)
+    inbox = broker.inbox()
+    listening = asyncio.create_task(inbox.listen(frozenset({"news"})))
+    await eventually(lambda: b".who " in b"".join(written))
+    await stopped(listening)
+    for asked in (2, 2):
+        await inbox.listen(frozenset({"news"}))
+        assert b"".join(written).count(b".who ") == asked
 
 
 async def test_a_reply_that_goes_nowhere_is_told(broker: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -250,6 +250,11 @@ async def test_files_that_hold_no_credentials_are_refused(
     assert await refusal(signed.url(creds=file(credentials(token, spoilt))), token, spoilt)
     given = quote(credentials(token, me.seed), safe="")  # not a file's name, but what should be in it
     assert "creds" in await refusal(signed.url(creds=given), token, me.seed, given)
+    for given in (token[:100], f"{token[:100]}/", f"{me.seed}.nk"):
+        assert "creds: No such file" in await refusal(signed.url(creds=given), given)
+        assert "nkeys_seed: No" in await refusal(signed.url(nkeys_seed=given), given)
+    for path in (f"/no/{user().public}.nk", "me.creds"):
+        assert f"creds: {path} No such file" in await refusal(signed.url(creds=path))
 
 
 async def test_what_is_in_the_file_when_a_connection_is_made_counts(
@@ -272,7 +277,15 @@ async def test_all_servers_of_a_cluster_are_signed_in_to_alike(
     url = f"nats://127.0.0.1:1/?servers=127.0.0.1:{keyed.port}&nkeys_seed="
     await works(f"{url}{file(me.seed)}")
     other = user().seed
-    assert "refuses the login" in await refusal(f"{url}{other}", other)
+    both = f"nats://127.0.0.1:{keyed.port}/?servers=localhost:{keyed.port}&nkeys_seed="
+    assert (await refusal(f"{both}{other}", other)).count("refuses the login") == 2
+    spoilt = f"S7{other[2:]}"  # which is known before any of them is asked
+    assert "nkeys_seed" in await refusal(f"{url}{spoilt}", spoilt)
+    broker = registry.connect(f"{url}{other}")  # the first of them may yet have us
+    with pytest.raises(BrokerUnavailable, match="refuses the login") as caught:
+        await broker.open()
+    assert other not in str(caught.value)
+    await broker.close()
     broker = registry.connect(f"nats://127.0.0.1:1/?servers=127.0.0.1:2&nkeys_seed={me.seed}")
     with pytest.raises(BrokerUnavailable) as caught:
         await broker.open()

@@ -17,6 +17,7 @@ import msgspec
 import nats
 import pytest
 import pytest_asyncio
+from nats.aio.transport import TcpTransport
 from nats.js.api import RetentionPolicy, StreamConfig
 
 from penstock.brokers import registry
@@ -113,6 +114,107 @@ async def test_a_server_that_cannot_be_worked_with_does_not_keep_us_from_the_oth
         proxy.swallow()  # who had us last is tried first no more
         await broker.declare(Queue("work"))
         await broker.close()
+
+
+async def test_who_cannot_wait_for_a_line_does_not_keep_the_next_one_from_it(nats_url: str) -> None:
+    address, _, space = nats_url.rpartition("/")
+    with Proxy(4222) as proxy:
+        proxy.swallow()
+        broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}/{space}?timeout=0.5&servers={address[7:]}")
+
+        async def opens() -> bool:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await broker.open()
+            return broker.link.current is not None
+
+        await eventually(opens)
+        assert proxy.accepted == 1
+        await broker.close()
+
+
+async def test_who_closes_waits_for_no_line_and_leaves_nothing_behind() -> None:
+    before = asyncio.all_tasks()
+    with Proxy(4222) as proxy:
+        proxy.swallow()
+        broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}/")
+        waiting = [asyncio.create_task(broker.open()) for _ in range(2)]
+        await eventually(lambda: proxy.accepted)
+        waiting[0].cancel()
+        await broker.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        with pytest.raises(BrokerUnavailable, match="closed meanwhile"):
+            await waiting[1]
+    assert asyncio.all_tasks() <= before
+
+
+async def test_a_server_out_of_reach_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver would try it once more."""
+    tried = list[object]()
+
+    async def connect(transport: TcpTransport, uri: object, buffer_size: int, connect_timeout: float) -> None:
+        tried.append(uri)
+        async with asyncio.timeout(connect_timeout):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(TcpTransport, "connect", connect)
+    assert "no answer in time" in await refusal("nats://127.0.0.1:1/?timeout=0.2", BrokerUnavailable)
+    assert len(tried) == 1
+
+
+@pytest.mark.blocks
+async def test_a_server_that_refuses_does_not_keep_us_from_the_others(tmp_path: Path, nats_url: str) -> None:
+    address, _, space = nats_url.rpartition("/")
+    with server(tmp_path, "authorization { token: s3cr3t }") as node:
+        at = f"127.0.0.1:{node.port}"
+        broker = NatsBroker(f"nats://{at}/{space}?servers={address[7:]}")
+        await broker.open()
+        await broker.close()
+        said = await refusal(f"nats://{at}/?servers=localhost:{node.port}")
+        assert said.count("refuses the login") == 2
+        assert "refuses the login" in await refusal(f"nats://{at}/?servers=127.0.0.1:1", BrokerUnavailable)
+
+
+@pytest.mark.blocks
+async def test_a_server_that_was_only_told_of_and_refuses_is_no_refusal(tmp_path: Path) -> None:
+    with server(tmp_path, "authorization { token: s3cr3t }") as node:
+        for url, told, error in (
+            ("nats://127.0.0.1:1/", f"nats://127.0.0.1:{node.port}", BrokerUnavailable),
+            (node.url(), "nats://127.0.0.1:1", BrokerRefused),
+        ):
+            broker = NatsBroker(url)
+            broker.link._discovered = [told]
+            with pytest.raises(error, match="refuses the login"):
+                await broker.open()
+            await broker.close()
+
+
+async def test_what_is_wrong_with_our_own_files_is_told_before_any_server_is_asked() -> None:
+    """Though another one cannot be reached, which alone would be tried again."""
+    with Proxy(4222) as proxy:
+        url = f"nats://127.0.0.1:{proxy.port}/?servers=127.0.0.1:1"
+        for option in ("creds", "nkeys_seed", "cafile"):
+            assert "No such file" in await refusal(f"{url}&{option}=/does/not/exist")
+        assert proxy.accepted == 0
+
+
+async def test_servers_that_join_the_cluster_later_are_used(nats_url: str) -> None:
+    """A real server behind a proxy that dies, and what that server would say of another one."""
+    address, _, space = nats_url.rpartition("/")
+    with Proxy(4222) as proxy:
+        broker = NatsBroker(f"nats://127.0.0.1:{proxy.port}/{space}?timeout=2")
+        broker.link._discovered = [f"nats://127.0.0.1:{number}" for number in range(1, 41)]
+        await broker.open()
+        line = broker.link.current
+        assert line is not None
+        await line._client._process_info({"connect_urls": [address[7:]]})
+    await eventually(lambda: line.closed)
+    await broker.open()
+    assert broker.link._last == address
+    assert len(broker.link._discovered) == 32
+    assert f"nats://127.0.0.1:{1}" in broker.link._discovered
+    await broker.close()
 
 
 async def test_what_each_server_said_is_told_in_one_line() -> None:

@@ -27,13 +27,15 @@ async def ask_everybody(line: Line, subject: str, question: bytes, hear: Callabl
 
     inbox = f"{line.inbox}.all.{id(count)}"
     sid = line.listen(inbox, count)
-    line.write(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), inbox.encode(), len(question), question))
-    until, seen = asyncio.get_running_loop().time() + PATIENCE, -1
-    while seen != answers and asyncio.get_running_loop().time() < until:
-        seen = answers
-        await asyncio.sleep(QUIET)
-    line.leave(sid)
-    line.forget(sid)
+    try:
+        line.write(b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), inbox.encode(), len(question), question))
+        until, seen = asyncio.get_running_loop().time() + PATIENCE, -1
+        while seen != answers and asyncio.get_running_loop().time() < until:
+            seen = answers
+            await asyncio.sleep(QUIET)
+    finally:
+        line.leave(sid)
+        line.forget(sid)
 
 
 def answer(line: Line, reply: bytes, text: bytes) -> None:

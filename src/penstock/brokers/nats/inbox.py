@@ -37,6 +37,8 @@ class NatsInbox:
         self._link = broker.link
         self._topics: frozenset[str] = frozenset()
         self._heard: dict[str, int] = {}
+        self._is_news = False
+        """Others of the cluster may not have heard yet of what is listened to."""
         self._line: Line | None = None
         self._address: str | None = None
         self._arrived: deque[Delivery] = deque(maxlen=INBOX_SIZE)
@@ -128,6 +130,7 @@ class NatsInbox:
             if self._address is not None:
                 wanted.add(self._address)
             fresh = wanted - self._heard.keys()
+            self._is_news = self._is_news or bool(fresh - {self._address})
             for subject in fresh:
                 self._heard[subject] = line.listen(subject, self._arrive)
             for subject in self._heard.keys() - wanted:
@@ -135,10 +138,11 @@ class NatsInbox:
                 line.leave(sid)
                 line.forget(sid)
             await line.flush(self._link.timeout)
-            if line.has_peers and fresh - {self._address}:
+            if line.has_peers and self._is_news:
                 # The others are told of it in passing. Whoever answers a question that was asked later is on a server
                 # that has heard of it.
                 await self._broker.headcount.take(line)
+            self._is_news = False
 
     def _gone(self, line: Line) -> None:
         if line is self._line and not self._closed:

@@ -232,15 +232,23 @@ class Line:
         if self._client.pending_data_size > HIGH_WATER and not self.closed:
             await asyncio.wait({self._client.kick(), self._end}, return_when=asyncio.FIRST_COMPLETED)
 
+    def ping(self) -> asyncio.Future[Any]:
+        """Done when the server has read all that was written before, and we what it had sent by then.
+
+        :raises BrokerUnavailable: the connection has ended.
+        """
+        self.check()
+        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._client.ping(answered)
+        return answered
+
     async def flush(self, timeout: float) -> None:
         """Until the server has read all that was written before, and we what it had sent by then.
 
         :raises BrokerUnavailable: the connection has ended, or it takes too long.
         :raises BrokerRefused: one of the subjects to be heard is not for this user.
         """
-        self.check()
-        answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._client.ping(answered)
+        answered = self.ping()
         await asyncio.wait({answered, self._end}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         self.check()
         if not answered.done():

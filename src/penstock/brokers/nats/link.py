@@ -50,8 +50,14 @@ _CREDENTIALS = re.compile(
     rf"BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT.*BEGIN USER NKEY SEED-+\s+({_SEED.pattern})\s", re.DOTALL
 )
 """What stands in a file of credentials: a token and a seed."""
+_PATH = re.compile(r".*([/\\].*|\.(creds|nk|nkey|seed|key|jwt|txt))")
+"""What looks like a file's name."""
+_SECRET = re.compile(r"eyJ|BEGIN|\bS[A-Z2-7]{20}")
+"""In what is a token, what stands in a file of credentials, or a seed."""
 _CREDS = "-----BEGIN NATS USER JWT-----\n{}\n------END\n-----BEGIN USER NKEY SEED-----\n{}\n------END\n"
 MAX_LOGIN = 2**16  # bytes of it
+MOST_DISCOVERED = 32
+"""Servers to remember that the URL does not name."""
 
 _driver_log = logging.getLogger("nats")
 
@@ -88,8 +94,7 @@ class Link:
         self._driver["connect_timeout"] = self.timeout
         self._on_open = on_open
         self._line: Line | None = None
-        self._opening = asyncio.Lock()
-        self._closings = 0
+        self._opening: asyncio.Task[Line] | None = None
         self._proven = False
 
     @property
@@ -105,25 +110,40 @@ class Link:
         line = self.current
         if line is not None:
             return line
-        async with self._opening:
-            line = self.current
-            if line is None:
-                line = self._line = await self._open()
-            return line
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._open(), name="penstock-nats-opening")
+            self._opening.add_done_callback(lambda done: done.cancelled() or done.exception())  # who waits is told
+        opening = self._opening
+        try:
+            return await asyncio.shield(opening)  # who cannot wait must not have the next one begin at the same server
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not opening.cancelled() or (task is not None and task.cancelling()):
+                raise
+            raise BrokerUnavailable(f"{self._shown}: it was closed meanwhile") from None
 
     async def _open(self) -> Line:
-        """To the first server that has us and can be worked with. One that greets nobody, or is cut off from its
-        cluster, must not keep us from the others."""
-        closings = self._closings
-        failures: list[BrokerUnavailable] = []
+        """To the first server that has us and can be worked with. One that greets nobody, is cut off from its cluster
+        or refuses us must not keep us from the others; we are refused when all say so that the URL names."""
+        if self._line is not None:
+            self._learn(self._line.others)
+        failures: dict[str, BrokerError] = {}
         for server in self._in_turn():
             try:
-                return await self._open_to(server, closings)
-            except BrokerUnavailable as error:
-                failures.append(error)
-                if closings != self._closings:
-                    break
-        raise failures[0] if len(failures) == 1 else BrokerUnavailable("; ".join(map(str, failures)))
+                self._line = await self._open_to(server)
+                return self._line
+            except _OwnFaultError as error:
+                raise BrokerRefused(str(error)) from None
+            except (BrokerUnavailable, BrokerRefused) as error:
+                failures[server] = error
+        named = [failures[server] for server in dict.fromkeys(self._servers)]
+        is_refused = all(isinstance(error, BrokerRefused) for error in named)
+        told = named if is_refused else list(failures.values())
+        raise (BrokerRefused if is_refused else BrokerUnavailable)("; ".join(map(str, told)))
+
+    def _learn(self, servers: list[str]) -> None:
+        """Remember others of the cluster, the latest that we were told of first."""
+        self._discovered = list(dict.fromkeys([*servers, *self._discovered]))[:MOST_DISCOVERED]
 
     def _in_turn(self) -> list[str]:
         """The servers, the one that had us last behind its like; those that were not named in the URL may be out of
@@ -135,7 +155,7 @@ class Link:
                 some[:] = some[behind:] + some[:behind]
         return list(dict.fromkeys(named + found))
 
-    async def _open_to(self, server: str, closings: int) -> Line:
+    async def _open_to(self, server: str) -> Line:
         if _driver_log.level == logging.NOTSET:
             _driver_log.setLevel(logging.CRITICAL)  # each failure is told once, by us
         line = Line(self._inbox_prefix, self._secure)
@@ -144,26 +164,24 @@ class Link:
         try:
             options = {**self._driver, **await self._tls(server), **await self._login()}
             try:
-                async with asyncio.timeout(2 * self.timeout + 1):
+                async with asyncio.timeout(self.timeout):  # the driver tries twice
                     await line.open(servers=[server], **options)
             except (NatsError, OSError, TimeoutError, ValueError) as error:
                 raise translate(line.last_error or error, shown) from None
             except ImportError as error:
-                raise BrokerRefused(f"creds and nkeys_seed need pip install 'penstock[nats]': {error}") from None
+                raise _OwnFaultError(f"creds and nkeys_seed need pip install 'penstock[nats]': {error}") from None
             except Exception as error:
                 if not type(error).__module__.startswith("nkeys"):
                     raise
-                raise BrokerRefused(f"creds or nkeys_seed: {_in_one_line(error)}") from None
+                raise _OwnFaultError(f"creds or nkeys_seed: {_in_one_line(error)}") from None
             self._last = server
             await self._on_open(line)
-            if closings != self._closings:
-                raise BrokerUnavailable("it was closed meanwhile")
         except BaseException as error:
             await line.close()
             if isinstance(error, BrokerError):
                 raise _said(error, shown) from None
             raise
-        self._discovered = [*line.others, server]
+        self._learn([*line.others, server])
         self._proven = line.proven = True
         return line
 
@@ -174,7 +192,7 @@ class Link:
         try:
             options: dict[str, Any] = {"tls": await asyncio.to_thread(_context, **self._tls_files)}
         except (OSError, ValueError) as error:
-            raise BrokerRefused(f"cafile, certfile or keyfile: {_in_one_line(error)}") from None
+            raise _OwnFaultError(f"cafile, certfile or keyfile: {_in_one_line(error)}") from None
         if server not in self._servers and _is_ip(urlsplit(server).hostname) and "tls_hostname" not in self._driver:
             options["tls_hostname"] = self._host  # certificates have names, and servers tell of each other by numbers
         return options
@@ -189,21 +207,28 @@ class Link:
         if self._creds is not None:
             found = _CREDENTIALS.search(await _read("creds", self._creds) + "\n")
             if found is None:
-                raise BrokerRefused(f"creds:{_named(self._creds)} holds no user's token and seed")
+                raise _OwnFaultError(f"creds:{_named(self._creds)} holds no user's token and seed")
             login["user_credentials"] = RawCredentials(_CREDS.format(*found.groups()))
         if self._seed is not None:
             seed = self._seed if _SEED.fullmatch(self._seed) else (await _read("nkeys_seed", self._seed)).strip()
             if not _SEED.fullmatch(seed):
-                raise BrokerRefused(f"nkeys_seed:{_named(self._seed)} holds no seed")
+                raise _OwnFaultError(f"nkeys_seed:{_named(self._seed)} holds no seed")
             login["nkeys_seed_str"] = seed
         return login
 
     async def close(self) -> None:
-        """Idempotent; another `line()` opens again. A line that is being opened is closed as soon as it is there."""
-        self._closings += 1
+        """Idempotent; another `line()` opens again. Whoever waits for a line that is being opened gets none."""
+        opening, self._opening = self._opening, None
+        if opening is not None and not opening.done():
+            opening.cancel()
+            await asyncio.wait({opening})
         line, self._line = self._line, None
         if line is not None:
             await line.close()
+
+
+class _OwnFaultError(BrokerRefused):
+    """It is a file of ours: no server could have us."""
 
 
 def _said(error: BrokerError, shown: str) -> BrokerError:
@@ -244,12 +269,12 @@ async def _read(option: str, file: str) -> str:
         return (await asyncio.to_thread(read)).decode(errors="replace")
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no file's name"
-        raise BrokerRefused(f"{option}:{_named(file)} {why}") from None
+        raise _OwnFaultError(f"{option}:{_named(file)} {why}") from None
 
 
 def _named(file: str) -> str:
     """A file's name; nothing where it may be a secret that somebody gave instead of one."""
-    return f" {file}" if re.fullmatch(r"[^\n]*[/.][^\n]*", file) and "BEGIN" not in file else ""
+    return f" {file}" if _PATH.fullmatch(file) and not _SECRET.search(file) else ""
 
 
 def _is_ip(host: str | None) -> bool:

@@ -98,7 +98,9 @@ class Source:
         self._most = 0  # bytes
         self._heard_at = 0.0  # of the monotonic clock
         self._turned = 0.0  # of the monotonic clock
-        self._pulses = self._is_silent = False
+        self._pulses = self._is_forgotten = False
+        self._caught_up: asyncio.Future[Any] | None = None
+        """Done when all is read that the server had sent before a question was missed."""
         self._heard_some = False
         self._word: asyncio.Future[int] | None = None
 
@@ -141,16 +143,24 @@ class Source:
     @property
     def is_forgotten(self) -> bool:
         """Whether the server should have closed the question by now, and has not, or nobody knows of it any more."""
-        return self.asked > 0 and (self._is_silent or time.monotonic() > self._until + LATE)
+        return self.asked > 0 and self._is_forgotten
 
     def turn(self) -> None:
         """For the consumer to call as it turns, at least each second: what was said while it stood still is not read
-        yet."""
+        yet. Nor is what comes behind a large message on a slow line: a question is forgotten when it is missed and all
+        is read that the server had sent by then. A line that brings nothing any more ends by itself."""
         now = time.monotonic()
         if now - self._turned > PULSE:
             self._heard_at = now
         self._turned = now
-        self._is_silent = self.asked > 0 and self._pulses and now - self._heard_at > SILENT
+        is_missed = now > self._until + LATE or (self._pulses and now - self._heard_at > SILENT)
+        if not (self.asked and is_missed) or self._line is None or self._line.closed:
+            self._caught_up, self._is_forgotten = None, False
+        elif self._caught_up is None:
+            self._caught_up = self._line.ping()
+            self._caught_up.add_done_callback(lambda _: self._ended(self))
+        else:
+            self._is_forgotten = self._caught_up.done()
 
     def end(self) -> None:
         """It was the server that ended it: begin again."""
@@ -187,7 +197,8 @@ class Source:
         self.asked = count
         self._heard_some = False
         self._asked_at = self._heard_at = time.monotonic()
-        self._is_silent, self._pulses = False, seconds > SILENT
+        self._caught_up, self._is_forgotten = None, False
+        self._pulses = seconds > SILENT
         self._until = self._asked_at + seconds
 
     def _receive(self, subject: bytes, ack: bytes, body: bytes, block: bytes | None) -> None:
